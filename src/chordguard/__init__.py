@@ -1,0 +1,71 @@
+"""Chords that end: importable patches for Celery's chords and result backends."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._install import Report, install_patches, patch_report, uninstall_patches
+    from .errors import (
+        ChordguardWarning,
+        ChordMemberError,
+        ChordMemberLost,
+        ChordMembersFailed,
+        SettingError,
+        UntestedCeleryWarning,
+    )
+    from .failures import is_chord_error, raise_if_errors, split_results, to_exception
+    from .policy import strict, tolerant
+
+__all__ = (
+    "ChordMemberError",
+    "ChordMemberLost",
+    "ChordMembersFailed",
+    "ChordguardWarning",
+    "Report",
+    "SettingError",
+    "UntestedCeleryWarning",
+    "install_patches",
+    "is_chord_error",
+    "patch_report",
+    "raise_if_errors",
+    "split_results",
+    "strict",
+    "to_exception",
+    "tolerant",
+    "uninstall_patches",
+)
+
+__version__ = "0.1.0"
+
+#: Where each public name lives. It is imported when it is first asked for, as Celery does
+#: it, so that `import chordguard` costs next to nothing.
+_HOMES = {
+    "_install": ("Report", "install_patches", "patch_report", "uninstall_patches"),
+    "errors": (
+        "ChordMemberError",
+        "ChordMemberLost",
+        "ChordMembersFailed",
+        "ChordguardWarning",
+        "SettingError",
+        "UntestedCeleryWarning",
+    ),
+    "failures": ("is_chord_error", "raise_if_errors", "split_results", "to_exception"),
+    "policy": ("strict", "tolerant"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        home = _HOME_OF[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    value = getattr(importlib.import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,158 @@
+"""Install the patches for an app, take them out again, and tell what was done."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from celery._state import connect_on_app_finalize
+
+from . import _patch, backends, settings
+from . import patches as _all_patches  # noqa: F401 - fills the registry
+from .errors import UntestedCeleryWarning
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ("Report", "install_patches", "patch_report", "uninstall_patches")
+
+logger = logging.getLogger("chordguard")
+
+_hooked_finalize = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of each patch for one app.
+
+    Attributes:
+        celery: The installed Celery's version.
+        outcomes: A line for each patch, in the order in which they are put on.
+        notes: What else the reader has to know, such as a backend that is not supported.
+    """
+
+    celery: str
+    outcomes: tuple[_patch.Outcome, ...]
+    notes: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[_patch.Outcome]:
+        return iter(self.outcomes)
+
+    def __getitem__(self, patch: str) -> _patch.Outcome:
+        for outcome in self.outcomes:
+            if outcome.patch == patch:
+                return outcome
+        raise KeyError(patch)
+
+    def __str__(self) -> str:
+        lines = [f"chordguard on Celery {self.celery}"]
+        lines += [f"  {outcome}" for outcome in self.outcomes]
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def install_patches(app: Celery) -> Report:
+    """Install chordguard's patches for `app`.
+
+    Call it where the app is created, in every process that starts chords (web, beat,
+    shell) and in every worker. It may come before or after the app is configured or
+    finalized, for several apps, and twice: the second call changes nothing.
+
+    Returns:
+        What became of each patch, and why. :func:`patch_report` gives it again.
+
+    Raises:
+        SettingError: A setting makes no sense; the message names it, its value and the
+            valid ones. For an app that is configured later, it is raised when that app
+            is finalized. Nothing is installed then.
+        TypeError: `app` is not a Celery app.
+    """
+    app = _real_app(app)
+    if app.configured or app.finalized:
+        settings.check(app, tuple(_patch.registry))
+    if not _patch.is_patched(app):
+        _hook_finalize()
+        _warn_of_untested_celery()
+        _patch.activate(app)
+        if app.finalized:
+            _patch.wrap_tasks(app)
+        else:
+            app.on_after_finalize.connect(_when_finalized, weak=False)
+    return patch_report(app)
+
+
+def uninstall_patches(app: Celery) -> None:
+    """Take the patches out of `app`; the last app takes the wrappers off Celery.
+
+    Chords under way end as stock Celery ends them.
+
+    Raises:
+        TypeError: `app` is not a Celery app.
+    """
+    _patch.deactivate(_real_app(app))
+
+
+def patch_report(app: Celery) -> Report:
+    """Return what became of each patch for `app`.
+
+    Raises:
+        TypeError: `app` is not a Celery app.
+    """
+    import celery
+
+    app = _real_app(app)
+    notes = []
+    if _patch.is_patched(app) and app.configured:
+        unsupported = backends.why_unsupported(app)
+        if unsupported:
+            notes.append(unsupported)
+    return Report(celery.__version__, tuple(_patch.outcomes(app)), tuple(notes))
+
+
+def _real_app(app: Any) -> Any:
+    from celery import Celery
+
+    if hasattr(app, "_get_current_object"):  # celery.current_app
+        app = app._get_current_object()
+    if not isinstance(app, Celery):
+        raise TypeError(
+            f"expected a Celery app, got {app!r}: call install_patches(app) where the app is created"
+        )
+    return app
+
+
+def _hook_finalize() -> None:
+    """Have settings checked when an app is finalized.
+
+    A receiver of `on_after_finalize` could not refuse them: Celery's signals swallow errors.
+    """
+    global _hooked_finalize
+    if not _hooked_finalize:
+        connect_on_app_finalize(_check_settings)
+        _hooked_finalize = True
+
+
+def _check_settings(app: Celery) -> None:
+    if _patch.is_patched(app):
+        settings.check(app, tuple(_patch.registry))
+
+
+def _when_finalized(sender: Celery, **kwargs: Any) -> None:
+    if _patch.is_patched(sender):
+        _patch.wrap_tasks(sender)
+
+
+def _warn_of_untested_celery() -> None:
+    import celery
+
+    if celery.__version__ not in _patch.TESTED_VERSIONS:
+        warnings.warn(
+            f"chordguard was not tested with Celery {celery.__version__}, only with "
+            f"{', '.join(_patch.TESTED_VERSIONS)}. The patches whose targets look as expected "
+            "are applied; see patch_report(app).",
+            UntestedCeleryWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,346 @@
+"""The patch engine: how a fix is declared, put on Celery, asked for, and taken off again.
+
+A fix is declared beside its code as a :class:`Patch`: the symptom, the Celery versions that
+have the defect, and the functions it wraps. Importing the module puts it in the registry.
+Wrapping is done with wrapt and is process-wide; whether a wrapper acts is asked on every
+call, of the app that the call is for. For an app without the patches, or with the fix
+switched off, the wrapper calls straight through.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import wrapt
+
+from . import settings
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ("Outcome", "Patch", "Target", "activate", "celery_version", "deactivate", "registry")
+
+logger = logging.getLogger("chordguard")
+
+Version = tuple[int, ...]
+Wrapper = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
+
+#: The generator header's `zip` is gone: https://github.com/celery/celery/pull/7964
+celery_5_3: Version = (5, 3)
+#: A group that is a body is failed member by member: https://github.com/celery/celery/pull/9773
+celery_5_6: Version = (5, 6)
+#: Nested groups have ids of their own, failures reach chord steps of a chain, `chord_unlock`
+#: fails a chord that it can no longer poll: https://docs.celeryq.dev/en/latest/changelog.html
+celery_5_7: Version = (5, 7)
+
+#: Versions on which the whole suite, or the conformance table, passes.
+TESTED_VERSIONS = ("5.2.7", "5.3.6", "5.4.0", "5.5.3", "5.6.3", "5.7.0")
+
+#: The attribute of an app that says which patches are active for it.
+_ACTIVE = "_chordguard"
+
+_lock = threading.RLock()
+
+
+@cache
+def celery_version() -> Version:
+    """Return the installed Celery's version as numbers: ``5.7.0rc1`` is ``(5, 7, 0)``."""
+    from celery import VERSION
+
+    return (int(VERSION.major), int(VERSION.minor), int("".join(
+        character for character in str(VERSION.micro) if character.isdigit()) or 0))
+
+
+def app_of_instance(instance: Any, args: tuple[Any, ...]) -> Any:
+    """Return the app of the object that a method was called on."""
+    return getattr(instance, "app", None)
+
+
+@dataclass
+class Target:
+    """One function that a patch wraps: ``module`` and the path of the function in it."""
+
+    module: str
+    path: str
+    wrapper: Wrapper
+    app_of: Callable[[Any, tuple[Any, ...]], Any]
+    since: Version | None = None
+    until: Version | None = None
+    #: What stood there before: (owner, attribute, was it the owner's own, original).
+    original: tuple[Any, str, bool, Any] | None = None
+    missing: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.module}.{self.path}"
+
+
+@dataclass
+class Patch:
+    """One fix.
+
+    Attributes:
+        name: The name shared by module, switch (``chord_fix_<name>``), test and README row.
+        defects: Ids of the defects that it mends, as the README's table lists them.
+        symptom: What a user sees without it, in one line.
+        until: The first Celery version that does not have the defect; None: all have it.
+        task: Name of the built-in task whose ``run`` is wrapped, for each app on its own.
+        driver: The optional package without which the target cannot be imported.
+    """
+
+    name: str
+    defects: tuple[str, ...]
+    symptom: str
+    until: Version | None = None
+    driver: str | None = None
+    targets: list[Target] = field(default_factory=list)
+    task: str | None = None
+    task_wrapper: Wrapper | None = None
+
+    def __post_init__(self) -> None:
+        if self.name in registry:
+            raise ValueError(f"two patches are called {self.name!r}")
+        registry[self.name] = self
+
+    @property
+    def setting(self) -> str:
+        """The name of the switch."""
+        return settings.FIX_PREFIX + self.name
+
+    def wraps(
+        self,
+        module: str,
+        path: str,
+        *,
+        app_of: Callable[[Any, tuple[Any, ...]], Any] = app_of_instance,
+        since: Version | None = None,
+        until: Version | None = None,
+    ) -> Callable[[Wrapper], Wrapper]:
+        """Declare that the decorated wrapt wrapper wraps the function `path` of `module`.
+
+        `app_of` finds the app of a call; `since` and `until` gate this target alone.
+        """
+
+        def declare(wrapper: Wrapper) -> Wrapper:
+            self.targets.append(Target(module, path, wrapper, app_of, since, until))
+            return wrapper
+
+        return declare
+
+    def wraps_task(self, name: str) -> Callable[[Wrapper], Wrapper]:
+        """Declare that the decorated wrapper wraps ``run`` of the built-in task `name`.
+
+        Celery makes these tasks anew for each app when the app is finalized.
+        """
+
+        def declare(wrapper: Wrapper) -> Wrapper:
+            self.task, self.task_wrapper = name, wrapper
+            return wrapper
+
+        return declare
+
+    def is_needed(self) -> bool:
+        """Tell whether the installed Celery has the defect."""
+        return self.until is None or celery_version() < self.until
+
+    def is_active(self, app: Any) -> bool:
+        """Tell whether the fix acts for `app` now."""
+        return is_patched(app) and bool(settings.get(app, self.setting))
+
+    def driver_is_absent(self) -> bool:
+        return self.driver is not None and importlib.util.find_spec(self.driver) is None
+
+    def targets_here(self) -> list[Target]:
+        """Return the targets that the installed Celery's defect asks for."""
+        if not self.is_needed():
+            return []
+        version = celery_version()
+        return [
+            target
+            for target in self.targets
+            if (target.since or version) <= version < (target.until or (sys.maxsize,))
+        ]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one patch for one app: a line of the report."""
+
+    patch: str
+    defects: tuple[str, ...]
+    #: One of "applied", "waiting", "skipped", "failed".
+    status: str
+    reason: str
+
+    def __str__(self) -> str:
+        reason = f" ({self.reason})" if self.reason else ""
+        return f"{self.patch}: {self.status}{reason}"
+
+
+#: Every patch by name, in the order in which they are put on.
+registry: dict[str, Patch] = {}
+
+
+def is_patched(app: Any) -> bool:
+    """Tell whether the patches are installed for `app`."""
+    return getattr(app, _ACTIVE, False) is True
+
+
+def patched_apps() -> Iterator[Any]:
+    """Yield the apps that have the patches."""
+    from celery._state import _get_active_apps
+
+    return (app for app in _get_active_apps() if is_patched(app))
+
+
+def activate(app: Celery) -> None:
+    """Put the patches on, once for the process, and let them act for `app`."""
+    with _lock:
+        for patch in registry.values():
+            for target in patch.targets_here():
+                _put_on_when_imported(patch, target)
+        setattr(app, _ACTIVE, True)
+
+
+def deactivate(app: Celery) -> None:
+    """Stop the patches for `app`; take them off when no other app of the process has them."""
+    with _lock:
+        if is_patched(app):
+            delattr(app, _ACTIVE)
+        unwrap_tasks(app)
+        if not any(patched_apps()):
+            # The last one put on lies on top.
+            for patch in reversed(registry.values()):
+                for target in reversed(patch.targets):
+                    _take_off(target)
+
+
+def wrap_tasks(app: Celery) -> None:
+    """Wrap the built-in tasks of a finalized app."""
+    for patch in registry.values():
+        if patch.task and patch.task_wrapper and patch.is_needed():
+            task = app._tasks.get(patch.task)  # app.tasks would finalize the app once more
+            if task is not None and not _is_ours(vars(task).get("run"), patch):
+                task.run = _guarded(patch, patch.task_wrapper, app_of_instance, task.run)
+
+
+def unwrap_tasks(app: Celery) -> None:
+    """Take the wrappers off the built-in tasks of `app`."""
+    names = {patch.task for patch in registry.values() if patch.task}
+    for task in (app._tasks.get(name) for name in names):
+        if task is not None and isinstance(vars(task).get("run"), wrapt.FunctionWrapper):
+            run = vars(task)["run"]
+            while isinstance(run, wrapt.FunctionWrapper) and hasattr(run, "_self_patch"):
+                run = run.__wrapped__
+            if getattr(run, "__self__", None) is task:
+                del task.run
+            else:
+                task.run = run
+
+
+def outcomes(app: Celery) -> list[Outcome]:
+    """Return what became of each patch for `app`."""
+    return [_outcome(patch, app) for patch in registry.values()]
+
+
+def _outcome(patch: Patch, app: Celery) -> Outcome:
+    def line(status: str, reason: str = "") -> Outcome:
+        return Outcome(patch.name, patch.defects, status, reason)
+
+    if not is_patched(app):
+        return line("skipped", "the patches are not installed for this app")
+    if not patch.is_needed():
+        version = ".".join(map(str, patch.until or ()))
+        return line("skipped", f"not needed: mended in Celery {version}")
+    if app.configured and not settings.get(app, patch.setting):
+        return line("skipped", f"switched off by {patch.setting}")
+    missing = [target.missing for target in patch.targets_here() if target.missing]
+    if missing:
+        return line("failed", "; ".join(missing))
+    waiting = [target for target in patch.targets_here() if target.original is None]
+    if waiting:
+        if patch.driver_is_absent():
+            return line("skipped", f"the package {patch.driver} is not installed")
+        return line("waiting", f"applied as soon as {waiting[0].module} is imported")
+    if patch.task and not app.finalized:
+        return line("waiting", "applied as soon as the app is finalized")
+    return line("applied")
+
+
+def _put_on_when_imported(patch: Patch, target: Target) -> None:
+    if target.original is not None:
+        return
+    if target.module in sys.modules:
+        _put_on(patch, target)
+    elif not getattr(target, "_is_hooked", False):
+        target._is_hooked = True  # type: ignore[attr-defined]
+        # The hook stays for good; it acts only while some app has the patches.
+        wrapt.register_post_import_hook(
+            lambda module: _put_on(patch, target) if any(patched_apps()) else None, target.module
+        )
+
+
+def _put_on(patch: Patch, target: Target) -> None:
+    with _lock:
+        if target.original is not None:
+            return
+        try:
+            owner, attribute, _ = wrapt.resolve_path(target.module, target.path)
+            own = vars(owner).get(attribute)
+            original = getattr(owner, attribute) if own is None else own
+        except (ImportError, AttributeError) as exc:
+            target.missing = f"{target.name} is not there in this Celery ({exc})"
+            logger.error("chordguard: %s; the fix %s does not act", target.missing, patch.name)
+            return
+        target.missing = None
+        target.original = (owner, attribute, own is not None, original)
+        setattr(owner, attribute, _guarded(patch, target.wrapper, target.app_of, original))
+
+
+def _take_off(target: Target) -> None:
+    if target.original is None:
+        return
+    owner, attribute, was_own, original = target.original
+    now = vars(owner).get(attribute)
+    if getattr(now, "_self_target", None) is not target.wrapper:
+        # Somebody wrapped it after us: ours stays beneath and calls straight through.
+        return
+    if was_own:
+        setattr(owner, attribute, original)
+    else:
+        delattr(owner, attribute)
+    target.original = None
+
+
+def _guarded(
+    patch: Patch,
+    wrapper: Wrapper,
+    app_of: Callable[[Any, tuple[Any, ...]], Any],
+    original: Any,
+) -> wrapt.FunctionWrapper:
+    def guard(
+        wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if not patch.is_active(app_of(instance, args)):
+            return wrapped(*args, **kwargs)
+        return wrapper(wrapped, instance, args, kwargs)
+
+    guarded = wrapt.FunctionWrapper(original, guard)
+    guarded._self_patch = patch
+    guarded._self_target = wrapper
+    return guarded
+
+
+def _is_ours(function: Any, patch: Patch) -> bool:
+    while isinstance(function, wrapt.FunctionWrapper):
+        if getattr(function, "_self_patch", None) is patch:
+            return True
+        function = function.__wrapped__
+    return False

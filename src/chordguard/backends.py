@@ -1,0 +1,156 @@
+"""The result backends that chordguard knows, and how each reads many results at once.
+
+Nothing here imports a driver: a backend object brings its own.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from celery import states
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ("StoredResult", "is_database", "is_redis", "read_results", "ready_states")
+
+#: How many results one statement, or one command, reads.
+CHUNK = 500
+
+
+@dataclass(frozen=True)
+class StoredResult:
+    """A task's result as the backend holds it.
+
+    ``value`` is the return value; for a failed task the exception, or the data from which
+    Celery would rebuild it, as they were stored.
+    """
+
+    task_id: str
+    state: str
+    value: Any
+
+    @property
+    def failed(self) -> bool:
+        return self.state in states.PROPAGATE_STATES
+
+
+def is_redis(backend: Any) -> bool:
+    """Tell whether `backend` is Celery's Redis backend, or made from it (Sentinel)."""
+    return _is_a(backend, "celery.backends.redis", "RedisBackend")
+
+
+def is_database(backend: Any) -> bool:
+    """Tell whether `backend` is Celery's SQLAlchemy backend, or made from it."""
+    return _is_a(backend, "celery.backends.database", "DatabaseBackend")
+
+
+def why_unsupported(app: Celery) -> str | None:
+    """Return why chords of `app` stay as they are, or None where its backend is supported."""
+    try:
+        backend = app.backend
+    except Exception as exc:
+        return f"the result backend cannot be loaded: {exc}"
+    if is_redis(backend) or is_database(backend):
+        return None
+    name = type(backend).__name__
+    if name == "DisabledBackend":
+        return "the app has no result backend: Celery cannot run chords without one"
+    return (
+        f"the result backend {type(backend).__module__}.{name} is not supported: its chords stay "
+        "as they are; expected redis://, sentinel:// or db+..., as Celery's own backends"
+    )
+
+
+def read_results(backend: Any, task_ids: Sequence[str]) -> dict[str, StoredResult]:
+    """Return the stored results among `task_ids`, by id, whatever their state.
+
+    One MGET or SELECT for each :data:`CHUNK` ids, retried by the backend's own policy.
+    """
+    read = _read_from_redis if is_redis(backend) else _read_from_database
+    found: dict[str, StoredResult] = {}
+    for chunk in _chunks(task_ids):
+        found.update((result.task_id, result) for result in read(backend, chunk))
+    return found
+
+
+def ready_states(backend: Any, task_ids: Sequence[str]) -> dict[str, str]:
+    """Return the states of those of `task_ids` that are ready, by id."""
+    if is_redis(backend):
+        return {
+            task_id: result.state
+            for task_id, result in read_results(backend, task_ids).items()
+            if result.state in states.READY_STATES
+        }
+    found: dict[str, str] = {}
+    for chunk in _chunks(task_ids):
+        task = backend.task_cls
+        found.update(
+            _select(
+                backend,
+                (task.task_id, task.status),
+                task.task_id.in_(chunk) & task.status.in_(sorted(states.READY_STATES)),
+            )
+        )
+    return found
+
+
+def _is_a(backend: Any, module: str, name: str) -> bool:
+    # A class whose module was never imported has no instances.
+    cls = getattr(sys.modules.get(module), name, None)
+    return cls is not None and isinstance(backend, cls)
+
+
+def _chunks(items: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
+
+
+def _read_from_redis(backend: Any, task_ids: Sequence[str]) -> Iterator[StoredResult]:
+    keys = [backend.get_key_for_task(task_id) for task_id in task_ids]
+    for task_id, payload in zip(task_ids, backend.ensure(backend.mget, (keys,)), strict=True):
+        if payload is not None:
+            yield result_of_meta(task_id, backend.decode(payload))
+
+
+def result_of_meta(task_id: str, meta: Mapping[str, Any]) -> StoredResult:
+    """Return the stored result that Celery's `meta` dictionary tells of."""
+    return StoredResult(task_id, meta["status"], meta["result"])
+
+
+def _read_from_database(backend: Any, task_ids: Sequence[str]) -> Iterator[StoredResult]:
+    task = backend.task_cls
+    # From 5.7 the column holds bytes in the result serializer, before that Python objects.
+    decode = getattr(backend, "_decode_stored_result", None) or _as_it_is
+    for task_id, state, value in _select(
+        backend, (task.task_id, task.status, task.result), task.task_id.in_(task_ids)
+    ):
+        yield StoredResult(task_id, state, decode(value))
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _select(backend: Any, columns: Iterable[Any], condition: Any) -> list[Any]:
+    def select() -> list[Any]:
+        session = backend.ResultSession()
+        with _database_module().session_cleanup(session):
+            return list(map(tuple, session.query(*columns).filter(condition)))
+
+    return _with_retries(backend, select)
+
+
+def _with_retries(backend: Any, operation: Callable[[], list[Any]]) -> list[Any]:
+    """Run `operation` under the database backend's own retry policy."""
+    if hasattr(backend, "_ensure_retryable"):  # 5.7
+        result: list[Any] = backend._ensure_retryable(operation)
+    else:
+        result = _database_module().retry(operation)()
+    return result
+
+
+def _database_module() -> Any:
+    return sys.modules["celery.backends.database"]

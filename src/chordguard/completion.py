@@ -1,0 +1,271 @@
+"""How a chord ends: its results are collected for the body, or it fails.
+
+`collect` applies the chord's error policy to the results of the header; `fail` settles all
+that waits for a chord that cannot end well. Nothing here knows a version of Celery.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from celery import states
+from celery.exceptions import ChordError
+
+from .backends import StoredResult
+from .errors import ChordMemberLost
+from .failures import describe, record_of
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from .policy import Policy
+
+__all__ = (
+    "Header",
+    "call_errbacks",
+    "collect",
+    "fail",
+    "finish",
+    "header_of",
+    "leaf_ids",
+    "return_part",
+    "settle",
+    "waiting_for",
+)
+
+logger = logging.getLogger("chordguard")
+
+#: The ids of a header's members in header order; a nested list for a member that is a
+#: group of results (a chain that ends in a group).
+Header = Sequence[Any]
+
+
+def header_of(results: Sequence[Any]) -> list[Any]:
+    """Return the ids of Celery's result objects, nested as they are."""
+    return [
+        header_of(result.results) if getattr(result, "results", None) is not None else result.id
+        for result in results
+    ]
+
+
+def leaf_ids(header: Header) -> Iterator[str]:
+    """Yield the id of each member, in header order."""
+    for item in header:
+        if isinstance(item, str):
+            yield item
+        else:
+            yield from leaf_ids(item)
+
+
+def collect(header: Header, results: Mapping[str, StoredResult], policy: Policy) -> list[Any]:
+    """Return what the body gets: the members' results in header order, nested as the header.
+
+    A failed member is handed over as the policy says. A member without a result has been
+    lost: it counts as failed with :exc:`ChordMemberLost`.
+
+    Raises:
+        ChordError: More members failed than the policy allows; it lists them all.
+    """
+    failures: list[dict[str, Any]] = []
+    size = 0
+
+    def gather(items: Header) -> list[Any]:
+        nonlocal size
+        gathered: list[Any] = []
+        for item in items:
+            if not isinstance(item, str):
+                gathered.append(gather(item))
+                continue
+            result = results.get(item) or lost(item)
+            if result.failed:
+                record = record_of(result, size)
+                failures.append(record)
+                gathered.append(policy.hand_over(record, result.value))
+            else:
+                gathered.append(result.value)
+            size += 1
+        return gathered
+
+    gathered = gather(header)
+    if not policy.allows(len(failures), size):
+        raise ChordError(
+            f"{len(failures)} of {size} header tasks failed, "
+            f"{_allowance(policy)}: {'; '.join(map(describe, failures))}"
+        )
+    return gathered
+
+
+def finish(
+    app: Celery,
+    body: Any,
+    header: Header,
+    results: Mapping[str, StoredResult],
+    policy: Policy,
+) -> None:
+    """End a chord: publish its body with the results, or fail it as the policy says.
+
+    Arguments:
+        app: The app whose worker ends the chord.
+        body: The frozen signature of the body.
+        header: The members' ids, nested as the header is.
+        results: The members' stored results by id; a member that is not there is lost.
+        policy: The chord's error policy.
+    """
+    try:
+        gathered = collect(header, results, policy)
+        # From 5.7 on Celery publishes a body again after a broker error.
+        publish = getattr(app.amqp, "_retry_publish", None)
+        if publish is None:
+            body.delay(gathered)
+        else:
+            publish(body.delay, gathered)
+    except ChordError as exc:
+        fail(app.backend, body, exc)
+    except Exception as exc:
+        logger.exception("The body of a chord cannot be published")
+        fail(app.backend, body, _caused_by(exc, f"Callback error: {exc!r}"))
+
+
+def lost(task_id: str) -> StoredResult:
+    """Return the result of a member of which nothing is known."""
+    return StoredResult(
+        task_id,
+        states.FAILURE,
+        ChordMemberLost("no result of this header task arrived before the chord's bound"),
+    )
+
+
+def fail(backend: Any, body: Any, exc: BaseException) -> None:
+    """Fail a chord: settle everything that waits for its `body`, call each errback once.
+
+    Each result that the body would have given is stored as failed, and each one that is
+    itself a member of a chord returns its part there: the innermost body of a body that is
+    a chord, every member of a group, every step of a chain.
+
+    Arguments:
+        backend: The result backend.
+        body: The frozen signature of the body, or the same as data.
+        exc: Why the chord failed.
+    """
+    leaves = list(waiting_for(body))
+    task_ids = [leaf.get("options", {}).get("task_id") for leaf in leaves]
+    call_errbacks(backend, body, next(filter(None, reversed(task_ids)), None), exc)
+    settle(backend, leaves, exc)
+
+
+def settle(backend: Any, leaves: Sequence[Mapping[str, Any]], exc: BaseException) -> None:
+    """Store the results of simple signatures that never run as failed; return their parts."""
+    for leaf in leaves:
+        task_id = leaf.get("options", {}).get("task_id")
+        if task_id:
+            backend.store_result(task_id, exc, states.FAILURE, request=_request_of(leaf))
+    for leaf in leaves:
+        return_part(backend, leaf, exc)
+
+
+def return_part(backend: Any, signature: Mapping[str, Any], exc: BaseException) -> None:
+    """Return a failed part to the chord of which `signature` is a member, if it is one."""
+    request = _request_of(signature)
+    if request.chord and request.id:
+        backend.on_chord_part_return(request, states.FAILURE, exc)
+
+
+def waiting_for(signature: Any, *, follow_chain: bool = True) -> Iterator[Mapping[str, Any]]:
+    """Yield the simple signatures whose results `signature` would have given.
+
+    For a group each of its tasks, for a chain each of its steps, for a chord its body; all
+    the way down, and what is chained after it. `signature` is frozen, and may be data.
+    """
+    kind = signature.get("subtask_type")
+    kwargs = signature.get("kwargs") or {}
+    if kind in ("group", "chain"):
+        for task in kwargs.get("tasks") or ():
+            yield from waiting_for(task)
+    elif kind == "chord":
+        if kwargs.get("body"):
+            yield from waiting_for(kwargs["body"])
+    else:
+        yield signature
+    if follow_chain:
+        # The next step of a chain comes last.
+        for step in reversed((signature.get("options") or {}).get("chain") or ()):
+            yield from waiting_for(step)
+
+
+def _request_of(signature: Mapping[str, Any]) -> Any:
+    """Return the request that a worker would have had for the frozen `signature`."""
+    from celery.app.task import Context
+
+    options = dict(signature.get("options") or {})
+    request = Context(options)
+    request.update(
+        id=options.get("task_id"),
+        task=signature.get("task"),
+        args=signature.get("args"),
+        kwargs=signature.get("kwargs"),
+        group=options.get("group_id"),
+        chord=options.get("chord"),
+        group_index=options.get("group_index"),
+        errbacks=_as_list(options.get("link_error")),
+        delivery_info={},
+    )
+    return request
+
+
+def call_errbacks(
+    backend: Any,
+    body: Mapping[str, Any],
+    task_id: str | None,
+    exc: BaseException,
+    is_eager: bool = False,
+) -> None:
+    """Call each errback of the `body`, and of what the body is made of, once.
+
+    `task_id` is the id of the body's result, for a part of it that has no id of its own.
+    """
+    called: list[Any] = []
+    for signature in _with_inner(body):
+        request = _request_of(signature)
+        request.id = request.id or task_id
+        request.delivery_info = {"is_eager": is_eager}
+        request.errbacks = [errback for errback in request.errbacks if errback not in called]
+        called.extend(request.errbacks)
+        if request.errbacks:
+            try:
+                backend._call_task_errbacks(request, exc, None)
+            except Exception:
+                logger.exception("An errback of the chord's body %s raised", request.id)
+
+
+def _with_inner(signature: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield `signature` and all that it is made of, the last step of a chain first."""
+    yield signature
+    kind = signature.get("subtask_type")
+    kwargs = signature.get("kwargs") or {}
+    if kind in ("group", "chain"):
+        for task in reversed(list(kwargs.get("tasks") or ())):
+            yield from _with_inner(task)
+    elif kind == "chord" and kwargs.get("body"):
+        yield from _with_inner(kwargs["body"])
+
+
+def _caused_by(cause: BaseException, message: str) -> ChordError:
+    error = ChordError(message)
+    error.__cause__ = cause
+    return error
+
+
+def _as_list(value: Any) -> list[Any]:
+    if not value:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _allowance(policy: Policy) -> str:
+    if not policy.tolerate:
+        return "none is tolerated"
+    if isinstance(policy.max_errors, float):
+        return f"a share of {policy.max_errors:g} is tolerated"
+    return f"{policy.max_errors} are tolerated"

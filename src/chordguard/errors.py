@@ -1,0 +1,51 @@
+"""Exceptions and warnings of chordguard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.exceptions import ChordError, ImproperlyConfigured
+
+__all__ = (
+    "ChordMemberError",
+    "ChordMemberLost",
+    "ChordMembersFailed",
+    "ChordguardWarning",
+    "SettingError",
+    "UntestedCeleryWarning",
+)
+
+
+class SettingError(ImproperlyConfigured):
+    """A setting has a value that makes no sense; the message names the valid ones."""
+
+
+class ChordMemberLost(Exception):
+    """No result of this header task arrived before the chord reached its bound."""
+
+
+class ChordMemberError(Exception):
+    """A header task failed with an exception whose class is not known in this process.
+
+    The failure's data are in ``record``.
+    """
+
+    def __init__(self, text: str, record: dict[str, Any] | None = None) -> None:
+        super().__init__(text)
+        self.record = record
+
+
+class ChordMembersFailed(ChordError):
+    """Raised by :func:`chordguard.raise_if_errors`; all failures are in ``errors``."""
+
+    def __init__(self, message: str, errors: list[Any] | None = None) -> None:
+        super().__init__(message)
+        self.errors = errors or []
+
+
+class ChordguardWarning(UserWarning):
+    """chordguard could not do its part, or sees something dangerous in the settings."""
+
+
+class UntestedCeleryWarning(ChordguardWarning):
+    """The installed Celery version is none of those that chordguard was tested with."""

@@ -1,0 +1,26 @@
+"""All fixes, each in a module of its own."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+#: In the order in which they are put on: a later one lies around an earlier one that wraps
+#: the same function. `bounded_unlock` decides before `tolerant_unlock` joins;
+#: `linear_waiting` watches the parents that `tolerated_parents` leaves.
+ORDER = (
+    "canvas.generator_headers",
+    "canvas.header_order",
+    "canvas.nested_group_ids",
+    "canvas.per_chord_choice",
+    "canvas.eager_chords",
+    "results.chain_failures",
+    "results.chord_failures",
+    "results.tolerated_parents",
+    "results.linear_waiting",
+    "redis.tolerant_parts",
+    "database.tolerant_unlock",
+    "database.bounded_unlock",
+)
+
+for _name in ORDER:
+    import_module(f".{_name}", __name__)

@@ -1,0 +1,1 @@
+"""Fixes of celery.canvas: how a chord is built and started."""

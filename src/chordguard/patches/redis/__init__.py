@@ -1,0 +1,1 @@
+"""Fixes of the Redis result backend."""

@@ -1,0 +1,1 @@
+"""Fixes of results and of what all result backends share."""

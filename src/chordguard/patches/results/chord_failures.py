@@ -1,0 +1,51 @@
+"""A chord fails, and something that waits for it is left PENDING.
+
+`Backend.chord_error_from_stack` fails the callback that it is given. When that callback is a
+member of a chord itself, its part is never returned there and the outer chord hangs (all
+versions). A chain has no id to be failed under and a group's tasks stay PENDING (up to 5.5);
+of a chord it is the header that is failed, not the body that the user waits for; the rest of
+a chain is forgotten (up to 5.6). Here all of it is settled.
+https://github.com/celery/celery/issues/1988 https://github.com/celery/celery/issues/6792
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from celery.exceptions import ChordError
+
+from ... import completion
+from ..._patch import Patch, celery_5_6, celery_5_7, celery_version
+
+patch = Patch(
+    name="chord_failures",
+    defects=("A2", "A3", "A4", "A5", "A7"),
+    symptom="a chord inside a chord fails: the outer one, or its result, stays PENDING",
+)
+
+
+@patch.wraps("celery.backends.base", "Backend.chord_error_from_stack")
+def chord_error_from_stack(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
+    callback, exc = _arguments(*args, **kwargs)
+    if not isinstance(callback, dict):
+        return wrapped(*args, **kwargs)
+    exc = exc or sys.exc_info()[1] or ChordError("the chord failed")
+    kind, version = callback.get("subtask_type"), celery_version()
+    if kind in ("chain", "chord") or (kind == "group" and version < celery_5_6):
+        completion.fail(backend, callback, exc)
+        return None
+    info = wrapped(*args, **kwargs)
+    leaves = list(completion.waiting_for(callback, follow_chain=version < celery_5_7))
+    if kind != "group":
+        # Celery has stored the failure of the callback itself.
+        completion.return_part(backend, leaves[0], exc)
+        completion.settle(backend, leaves[1:], exc)
+    else:
+        for leaf in leaves:
+            completion.return_part(backend, leaf, exc)
+    return info
+
+
+def _arguments(callback: Any, exc: Any = None) -> tuple[Any, Any]:
+    return callback, exc

@@ -1,0 +1,234 @@
+"""Chords that are polled: the header read in bulk, when to look again, when to stop.
+
+On the database backend nothing counts a chord's parts. The task `celery.chord_unlock` looks
+again and again whether all members are ready; each look is a retry of that task.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from celery.canvas import maybe_signature
+from celery.exceptions import ChordError
+from celery.result import GroupResult, result_from_tuple
+
+from . import backends, completion, settings
+from .failures import describe, record_of
+from .policy import Policy
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ("Poll", "PolledHeader")
+
+#: The keyword argument of `chord_unlock` in which a poll tells the next one how many members
+#: were ready and since when (Unix time in seconds). Stock workers pass it on unread.
+PROGRESS = "chordguard_progress"
+
+
+class PolledHeader(GroupResult):  # type: ignore[misc]
+    """The results of a polled chord's header, read with one statement per 500 members."""
+
+    #: Set for a tolerant chord: what the join makes of failed members.
+    policy: Policy | None = None
+
+    @cached_property
+    def header(self) -> list[Any]:
+        """The members' ids, nested as the header is."""
+        return completion.header_of(self.results)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The members' ids in header order."""
+        return list(completion.leaf_ids(self.header))
+
+    @cached_property
+    def ready_count(self) -> int:
+        """How many members are ready; looked up once."""
+        return len(backends.ready_states(self.backend, self.ids))
+
+    def ready(self) -> bool:
+        """Tell whether all members are ready."""
+        return self.ready_count >= len(set(self.ids))
+
+    @property
+    def supports_native_join(self) -> bool:
+        return False
+
+    def join(self, *args: Any, **kwargs: Any) -> list[Any]:
+        """Return what the body gets; a tolerant chord's failed members are part of it."""
+        if self.policy is None:
+            joined: list[Any] = super().join(*args, **kwargs)
+            return joined
+        results = backends.read_results(self.backend, self.ids)
+        return completion.collect(self.header, results, self.policy)
+
+
+@dataclass
+class Poll:
+    """One run of `celery.chord_unlock`: its task and what the message says."""
+
+    task: Any
+    group_id: str
+    body: Any
+    interval: float | None
+    max_retries: int | None
+    result: Sequence[Any]
+    progress: Any
+
+    @classmethod
+    def of(cls, task: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Poll:
+        """Take the arguments of `celery.chord_unlock` apart (celery/app/builtins.py).
+
+        Several wrappers of one run share one poll: the outer hands it to the inner.
+        """
+        handed_on = getattr(kwargs.get("GroupResult"), "__self__", None)
+        if isinstance(handed_on, cls):
+            return handed_on
+        names = ("group_id", "callback", "interval", "max_retries", "result")
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        return cls(
+            task,
+            given["group_id"],
+            given["callback"],
+            given.get("interval"),
+            given.get("max_retries"),
+            given.get("result") or (),
+            given.get(PROGRESS),
+        )
+
+    @classmethod
+    def is_ours(cls, task: Any, kwargs: Mapping[str, Any]) -> bool:
+        """Tell whether this run polls a chord that we know how to read."""
+        given = kwargs.get("GroupResult")
+        ours = given is None or isinstance(getattr(given, "__self__", None), cls)
+        return ours and backends.is_database(task.app.backend)
+
+    @property
+    def app(self) -> Celery:
+        return self.task.app
+
+    @cached_property
+    def policy(self) -> Policy:
+        return Policy.of(self.app, self.body)
+
+    @cached_property
+    def header(self) -> PolledHeader:
+        return PolledHeader(
+            self.group_id,
+            [result_from_tuple(result, app=self.app) for result in self.result],
+            app=self.app,
+        )
+
+    def group_result(self, *args: Any, **kwargs: Any) -> PolledHeader:
+        """Take the place of the class that stock `chord_unlock` makes the header of."""
+        return self.header
+
+    @property
+    def bound(self) -> int | None:
+        """After how many retries the chord is settled; None: never.
+
+        What was asked for this chord wins; else the lower of the task's own bound (as set by
+        `task_annotations`) and the setting.
+        """
+        if self.max_retries is not None:
+            return self.max_retries
+        bounds = (self.task.max_retries, settings.get(self.app, "chord_unlock_max_retries"))
+        return min((bound for bound in bounds if bound is not None), default=None)
+
+    @property
+    def delay(self) -> float:
+        """Seconds until the next poll."""
+        return delay_before(self.app, self.task, self.task.request.retries, self.interval)
+
+    def why_settle(self) -> str | None:
+        """Return why this chord, which is not ready, is not polled again; None: it is."""
+        bound, retries = self.bound, self.task.request.retries
+        if bound is not None and retries >= bound:
+            return f"after {retries + 1} polls (the bound is {bound} retries)"
+        timeout = self.policy.timeout
+        if timeout is None:
+            return None
+        now = time.time()
+        count, since = self._last_progress(now)
+        if self.header.ready_count > count:
+            count, since = self.header.ready_count, now
+        if now - since >= timeout:
+            return f"after {now - since:.0f} seconds without progress (chord_timeout = {timeout:g})"
+        # A retry sends the request's own arguments again.
+        self.task.request.kwargs = {**self.task.request.kwargs, PROGRESS: [count, since]}
+        return None
+
+    def settle(self, reason: str) -> None:
+        """End a chord that has reached its bound, with the results that are there.
+
+        Strict, it fails with a ChordError that names the missing members; tolerant, its body
+        runs and they are among the failed.
+        """
+        results = {
+            task_id: result
+            for task_id, result in backends.read_results(self.app.backend, self.header.ids).items()
+            if result.state in self.app.backend.READY_STATES
+        }
+        body = maybe_signature(self.body, app=self.app)
+        completion.logger.warning("Chord %s is settled %s", self.group_id, reason)
+        if self.policy.tolerate:
+            completion.finish(self.app, body, self.header.header, results, self.policy)
+        else:
+            completion.fail(self.app.backend, body, self._error(reason, results))
+
+    def give_up(self, exc: BaseException) -> None:
+        """Fail a chord that nobody will poll again because of `exc`."""
+        error = ChordError(f"chord_unlock could not be retried: {exc!r}")
+        error.__cause__ = exc
+        completion.fail(self.app.backend, maybe_signature(self.body, app=self.app), error)
+
+    def _last_progress(self, now: float) -> tuple[int, float]:
+        try:
+            count, since = self.progress
+            return int(count), min(float(since), now)
+        except (TypeError, ValueError):
+            return self.header.ready_count, now  # the first poll, or not our message
+
+    def _error(self, reason: str, results: Mapping[str, backends.StoredResult]) -> ChordError:
+        ids = self.header.ids
+        missing = [task_id for task_id in ids if task_id not in results]
+        message = (
+            f"Chord {self.group_id} was settled {reason}: no result of {len(missing)} of "
+            f"{len(ids)} header tasks: {', '.join(missing)}"
+        )
+        failed = [
+            describe(record_of(results[task_id], index))
+            for index, task_id in enumerate(ids)
+            if task_id in results and results[task_id].failed
+        ]
+        return ChordError(message + (f"; failed: {'; '.join(failed)}" if failed else ""))
+
+
+def delay_before(app: Celery, task: Any, retries: int, interval: float | None = None) -> float:
+    """Return the seconds between poll number `retries` (from 0) and the next one.
+
+    `interval` is what was asked for one chord; else the setting decides, else the task.
+    """
+    delay = interval
+    if delay is None:
+        delay = app.conf.get("chord_unlock_retry_delay")
+        delay = task.default_retry_delay if delay is None else _seconds(app, "retry_delay")
+    factor = float(settings.get(app, "chord_unlock_retry_backoff"))
+    if factor > 1:
+        ceiling = _seconds(app, "retry_backoff_max")
+        # The exponent is bounded: a chord may be polled for days.
+        delay = min(ceiling, delay * factor ** min(retries, 1000)) if delay < ceiling else delay
+    if settings.get(app, "chord_unlock_retry_jitter"):
+        delay *= random.uniform(0.5, 1.0)
+    return float(delay)
+
+
+def _seconds(app: Celery, name: str) -> float:
+    value = settings.get(app, f"chord_unlock_{name}")
+    return float(value.total_seconds() if hasattr(value, "total_seconds") else value)

@@ -1,0 +1,245 @@
+"""Every setting, with its default, its unit and what it means.
+
+Settings live in the Celery configuration (lower case, or upper case behind the
+``CELERY_`` namespace in Django). They are read when they are used, never copied.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from kombu.utils.imports import symbol_by_name
+
+from .errors import SettingError
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ("FIX_PREFIX", "SETTINGS", "Setting", "check", "check_value", "get")
+
+logger = logging.getLogger("chordguard")
+
+#: Each fix has a switch of this name; ``True`` unless set otherwise.
+FIX_PREFIX = "chord_fix_"
+
+#: Error formats that need no function of the user's.
+ERROR_FORMATS = ("string", "dict", "exception")
+
+_DOTTED_PATH = re.compile(r"[A-Za-z_]\w*([.][A-Za-z_]\w*)*[.:][A-Za-z_]\w*")
+
+Check = Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: its name, default, what values are valid, and its meaning."""
+
+    name: str
+    default: Any
+    valid: str
+    check: Check
+    meaning: str
+    #: Celery's own setting that gives the default, where there is one.
+    default_from: str | None = None
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_max_errors(value: Any) -> bool:
+    share = isinstance(value, float) and 0.0 <= value <= 1.0
+    return value is None or _is_count(value) or share
+
+
+def _is_error_format(value: Any) -> bool:
+    return isinstance(value, str) and (
+        value in ERROR_FORMATS or bool(_DOTTED_PATH.fullmatch(value))
+    )
+
+
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, timedelta) or (_is_number(value) and value >= 0)
+
+
+def _is_positive_seconds(value: Any) -> bool:
+    if isinstance(value, timedelta):
+        return value > timedelta()
+    return _is_number(value) and value > 0
+
+
+def _or_none(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+#: All settings by name; the README's table is tested against this list.
+SETTINGS: dict[str, Setting] = {
+    setting.name: setting
+    for setting in (
+        Setting(
+            "chord_propagate_errors",
+            True,
+            "True or False",
+            _is_bool,
+            "False: a failed header task becomes a result and the body runs.",
+        ),
+        Setting(
+            "chord_error_format",
+            "string",
+            "'string', 'dict', 'exception' (with the pickle task serializer) or the dotted "
+            "path of a function that takes the record",
+            _is_error_format,
+            "What a failed header task hands to the body.",
+        ),
+        Setting(
+            "chord_max_errors",
+            None,
+            "None, a count (int, 0 or more) or a share (float, 0.0 to 1.0)",
+            _is_max_errors,
+            "Tolerate so many failed header tasks; one more fails the chord.",
+        ),
+        Setting(
+            "chord_timeout",
+            None,
+            "None (never), seconds (more than 0) or a timedelta",
+            _or_none(_is_positive_seconds),
+            "Seconds without progress after which a polled chord is settled.",
+            default_from="result_expires",
+        ),
+        Setting(
+            "chord_unlock_max_retries",
+            None,
+            "None (no bound) or a count (int, 0 or more)",
+            _or_none(_is_count),
+            "Upper bound on the polls of one chord; reached, the chord is settled.",
+        ),
+        Setting(
+            "chord_unlock_retry_delay",
+            None,
+            "seconds (0 or more)",
+            _or_none(_is_seconds),
+            "Seconds before the next poll.",
+            default_from="result_chord_retry_interval",
+        ),
+        Setting(
+            "chord_unlock_retry_backoff",
+            1.0,
+            "a factor (1.0 or more)",
+            lambda value: _is_number(value) and value >= 1,
+            "Factor by which the delay grows with each poll; 1.0: not at all.",
+        ),
+        Setting(
+            "chord_unlock_retry_backoff_max",
+            60,
+            "seconds (more than 0)",
+            _is_positive_seconds,
+            "Ceiling in seconds of a delay that grows.",
+        ),
+        Setting(
+            "chord_unlock_retry_jitter",
+            False,
+            "True or False",
+            _is_bool,
+            "Spread each delay evenly between half of it and all of it.",
+        ),
+    )
+}
+
+_complained: set[tuple[str, str]] = set()
+
+
+def check_value(name: str, value: Any) -> None:
+    """Raise :exc:`SettingError` when `value` makes no sense for the setting `name`."""
+    if name.startswith(FIX_PREFIX):
+        valid, is_valid = "True or False", _is_bool(value)
+    else:
+        valid, is_valid = SETTINGS[name].valid, SETTINGS[name].check(value)
+    if not is_valid:
+        raise SettingError(f"{name} = {value!r} makes no sense: expected {valid}.")
+
+
+def get(app: Celery, name: str) -> Any:
+    """Return the value of the setting `name` for `app`, or its default.
+
+    A value that became invalid after the installation is reported once in the log and
+    the default is used: a chord is never broken by a typing error.
+    """
+    if name.startswith(FIX_PREFIX):
+        value = app.conf.get(name, True)
+        if value is True:
+            return value
+        default: Any = True
+    else:
+        setting = SETTINGS[name]
+        default = setting.default
+        if setting.default_from:
+            default = app.conf.get(setting.default_from)
+        value = app.conf.get(name, default)
+    if value is default:
+        return value
+    try:
+        check_value(name, value)
+    except SettingError as exc:
+        if (name, repr(value)) not in _complained:
+            _complained.add((name, repr(value)))
+            logger.error("%s The default %r is used.", exc, default)
+        return default
+    return value
+
+
+def check(app: Celery, fixes: tuple[str, ...] = ()) -> None:
+    """Raise :exc:`SettingError` for the first setting of `app` that makes no sense.
+
+    `fixes` are the names of the fixes, each of which has a switch.
+    """
+    conf = app.conf
+    missing = object()
+    for name in (*SETTINGS, *(FIX_PREFIX + fix for fix in fixes)):
+        value = conf.get(name, missing)
+        if value is not missing:
+            check_value(name, value)
+    known = {*SETTINGS, *(FIX_PREFIX + fix for fix in fixes)}
+    for name in (key for key in conf if isinstance(key, str)):
+        if name.lower().startswith(FIX_PREFIX) and name.lower() not in known:
+            raise SettingError(
+                f"{name} = {conf.get(name)!r} makes no sense: there is no such fix; expected one "
+                f"of {', '.join(sorted(fixes))} after {FIX_PREFIX}."
+            )
+    check_error_format(app, get(app, "chord_error_format"))
+
+
+def check_error_format(app: Celery, error_format: str) -> None:
+    """Raise :exc:`SettingError` when `app` cannot hand errors to a body in `error_format`."""
+    name = "chord_error_format"
+    if error_format == "exception" and app.conf.task_serializer != "pickle":
+        raise SettingError(
+            f"{name} = 'exception' makes no sense: the task serializer is "
+            f"{app.conf.task_serializer!r}, which cannot carry exception objects; expected "
+            "task_serializer = 'pickle', or another format ('string', 'dict')."
+        )
+    if error_format not in ERROR_FORMATS:
+        try:
+            function = symbol_by_name(error_format)
+        except (ImportError, AttributeError) as exc:
+            raise SettingError(
+                f"{name} = {error_format!r} cannot be imported ({exc}): expected "
+                f"{SETTINGS[name].valid}."
+            ) from exc
+        if not callable(function):
+            raise SettingError(
+                f"{name} = {error_format!r} names a {type(function).__name__}: expected "
+                f"{SETTINGS[name].valid}."
+            )
