@@ -119,7 +119,7 @@ def _real_app(app: Any) -> Any:
         app = app._get_current_object()
     if not isinstance(app, Celery):
         raise TypeError(
-            f"expected a Celery app, got {app!r}: call install_patches(app) where the app is created"
+            f"expected a Celery app, got {app!r}: call install_patches(app) where the app is made"
         )
     return app
 
@@ -140,7 +140,7 @@ def _check_settings(app: Celery) -> None:
         settings.check(app, tuple(_patch.registry))
 
 
-def _when_finalized(sender: Celery, **kwargs: Any) -> None:
+def _when_finalized(sender: Celery, **_: Any) -> None:
     if _patch.is_patched(sender):
         _patch.wrap_tasks(sender)
 

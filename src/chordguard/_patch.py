@@ -54,11 +54,14 @@ def celery_version() -> Version:
     """Return the installed Celery's version as numbers: ``5.7.0rc1`` is ``(5, 7, 0)``."""
     from celery import VERSION
 
-    return (int(VERSION.major), int(VERSION.minor), int("".join(
-        character for character in str(VERSION.micro) if character.isdigit()) or 0))
+    return (
+        int(VERSION.major),
+        int(VERSION.minor),
+        int("".join(character for character in str(VERSION.micro) if character.isdigit()) or 0),
+    )
 
 
-def app_of_instance(instance: Any, args: tuple[Any, ...]) -> Any:
+def app_of_instance(instance: Any, _args: tuple[Any, ...]) -> Any:
     """Return the app of the object that a method was called on."""
     return getattr(instance, "app", None)
 
@@ -233,16 +236,11 @@ def wrap_tasks(app: Celery) -> None:
 
 def unwrap_tasks(app: Celery) -> None:
     """Take the wrappers off the built-in tasks of `app`."""
-    names = {patch.task for patch in registry.values() if patch.task}
-    for task in (app._tasks.get(name) for name in names):
-        if task is not None and isinstance(vars(task).get("run"), wrapt.FunctionWrapper):
-            run = vars(task)["run"]
-            while isinstance(run, wrapt.FunctionWrapper) and hasattr(run, "_self_patch"):
-                run = run.__wrapped__
-            if getattr(run, "__self__", None) is task:
-                del task.run
-            else:
-                task.run = run
+    for name in {patch.task for patch in registry.values() if patch.task}:
+        task: Any = app._tasks.get(name)
+        run = vars(task).get("run") if task is not None else None
+        if isinstance(run, _Guarded):
+            del task.run  # the class has the original
 
 
 def outcomes(app: Celery) -> list[Outcome]:
@@ -264,10 +262,10 @@ def _outcome(patch: Patch, app: Celery) -> Outcome:
     missing = [target.missing for target in patch.targets_here() if target.missing]
     if missing:
         return line("failed", "; ".join(missing))
+    if patch.driver_is_absent():
+        return line("skipped", f"the package {patch.driver} is not installed")
     waiting = [target for target in patch.targets_here() if target.original is None]
     if waiting:
-        if patch.driver_is_absent():
-            return line("skipped", f"the package {patch.driver} is not installed")
         return line("waiting", f"applied as soon as {waiting[0].module} is imported")
     if patch.task and not app.finalized:
         return line("waiting", "applied as soon as the app is finalized")
@@ -283,7 +281,7 @@ def _put_on_when_imported(patch: Patch, target: Target) -> None:
         target._is_hooked = True  # type: ignore[attr-defined]
         # The hook stays for good; it acts only while some app has the patches.
         wrapt.register_post_import_hook(
-            lambda module: _put_on(patch, target) if any(patched_apps()) else None, target.module
+            lambda _: _put_on(patch, target) if any(patched_apps()) else None, target.module
         )
 
 
@@ -309,7 +307,7 @@ def _take_off(target: Target) -> None:
         return
     owner, attribute, was_own, original = target.original
     now = vars(owner).get(attribute)
-    if getattr(now, "_self_target", None) is not target.wrapper:
+    if not isinstance(now, _Guarded) or now._self_acts is not target.wrapper:
         # Somebody wrapped it after us: ours stays beneath and calls straight through.
         return
     if was_own:
@@ -319,12 +317,21 @@ def _take_off(target: Target) -> None:
     target.original = None
 
 
+class _Guarded(wrapt.FunctionWrapper):  # type: ignore[type-arg]
+    """A function that one of our wrappers lies around."""
+
+    def __init__(self, original: Any, guard: Wrapper, patch: Patch, wrapper: Wrapper) -> None:
+        super().__init__(original, guard)
+        self._self_patch = patch
+        self._self_acts = wrapper
+
+
 def _guarded(
     patch: Patch,
     wrapper: Wrapper,
     app_of: Callable[[Any, tuple[Any, ...]], Any],
     original: Any,
-) -> wrapt.FunctionWrapper:
+) -> _Guarded:
     def guard(
         wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
@@ -332,15 +339,12 @@ def _guarded(
             return wrapped(*args, **kwargs)
         return wrapper(wrapped, instance, args, kwargs)
 
-    guarded = wrapt.FunctionWrapper(original, guard)
-    guarded._self_patch = patch
-    guarded._self_target = wrapper
-    return guarded
+    return _Guarded(original, guard, patch, wrapper)
 
 
 def _is_ours(function: Any, patch: Patch) -> bool:
-    while isinstance(function, wrapt.FunctionWrapper):
-        if getattr(function, "_self_patch", None) is patch:
+    while isinstance(function, _Guarded):
+        if function._self_patch is patch:
             return True
         function = function.__wrapped__
     return False

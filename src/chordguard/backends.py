@@ -6,16 +6,28 @@ Nothing here imports a driver: a backend object brings its own.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from celery import states
 
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("StoredResult", "is_database", "is_redis", "read_results", "ready_states")
+__all__ = (
+    "StoredResult",
+    "announce",
+    "is_database",
+    "is_redis",
+    "read_metas",
+    "read_results",
+    "ready_states",
+    "silence",
+    "why_unsupported",
+)
 
 #: How many results one statement, or one command, reads.
 CHUNK = 500
@@ -35,6 +47,7 @@ class StoredResult:
 
     @property
     def failed(self) -> bool:
+        """Tell whether the task failed or was revoked."""
         return self.state in states.PROPAGATE_STATES
 
 
@@ -52,7 +65,7 @@ def why_unsupported(app: Celery) -> str | None:
     """Return why chords of `app` stay as they are, or None where its backend is supported."""
     try:
         backend = app.backend
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001 - whatever a driver raises
         return f"the result backend cannot be loaded: {exc}"
     if is_redis(backend) or is_database(backend):
         return None
@@ -81,9 +94,9 @@ def ready_states(backend: Any, task_ids: Sequence[str]) -> dict[str, str]:
     """Return the states of those of `task_ids` that are ready, by id."""
     if is_redis(backend):
         return {
-            task_id: result.state
-            for task_id, result in read_results(backend, task_ids).items()
-            if result.state in states.READY_STATES
+            task_id: meta["status"]
+            for task_id, meta in read_metas(backend, task_ids)
+            if meta["status"] in states.READY_STATES
         }
     found: dict[str, str] = {}
     for chunk in _chunks(task_ids):
@@ -98,6 +111,54 @@ def ready_states(backend: Any, task_ids: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def silence(backend: Any, results: Sequence[Any]) -> list[Any]:
+    """Tell a Redis `backend` not to announce those of `results` that nobody else waits for.
+
+    Returns:
+        The results that are not announced any more; :func:`announce` takes them.
+    """
+    consumer = backend.result_consumer
+    silenced = [
+        result
+        for result in results
+        if backend.get_key_for_task(result.id) in consumer.subscribed_to
+        and all(waiter is result for waiter in _waiting_for(backend, result.id))
+    ]
+    keys = [backend.get_key_for_task(result.id) for result in silenced]
+    if keys:
+        with _consuming(consumer) as pubsub:
+            consumer.subscribed_to.difference_update(keys)
+            pubsub.unsubscribe(*keys)
+    return silenced
+
+
+def announce(backend: Any, results: Sequence[Any]) -> None:
+    """Tell a Redis `backend` to announce those of `results` that are not ready yet."""
+    consumer = backend.result_consumer
+    keys = [backend.get_key_for_task(result.id) for result in results if result._cache is None]
+    if keys:
+        with _consuming(consumer) as pubsub:
+            consumer.subscribed_to.update(keys)
+            pubsub.subscribe(*keys)
+
+
+@contextmanager
+def _consuming(consumer: Any) -> Iterator[Any]:
+    """Hold the consumer's connection, which from 5.7 on is guarded by a lock."""
+    with getattr(consumer, "_locked", nullcontext)(), consumer.reconnect_on_error():
+        yield consumer._pubsub
+
+
+def _waiting_for(backend: Any, task_id: str) -> Iterator[Any]:
+    """Yield the result objects that wait to be told of `task_id`."""
+    for mapping in backend._pending_results:
+        waiter = mapping.get(task_id)
+        if isinstance(waiter, (dict, WeakValueDictionary)):  # 5.7: several, by identity
+            yield from waiter.values()
+        elif waiter is not None:
+            yield waiter
+
+
 def _is_a(backend: Any, module: str, name: str) -> bool:
     # A class whose module was never imported has no instances.
     cls = getattr(sys.modules.get(module), name, None)
@@ -108,16 +169,18 @@ def _chunks(items: Sequence[str]) -> Iterator[Sequence[str]]:
     return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
 
 
+def read_metas(backend: Any, task_ids: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (id, stored meta-data) of those of `task_ids` that a Redis `backend` knows."""
+    for chunk in _chunks(task_ids):
+        keys = [backend.get_key_for_task(task_id) for task_id in chunk]
+        for task_id, payload in zip(chunk, backend.ensure(backend.mget, (keys,)), strict=True):
+            if payload is not None:
+                yield task_id, backend.decode(payload)
+
+
 def _read_from_redis(backend: Any, task_ids: Sequence[str]) -> Iterator[StoredResult]:
-    keys = [backend.get_key_for_task(task_id) for task_id in task_ids]
-    for task_id, payload in zip(task_ids, backend.ensure(backend.mget, (keys,)), strict=True):
-        if payload is not None:
-            yield result_of_meta(task_id, backend.decode(payload))
-
-
-def result_of_meta(task_id: str, meta: Mapping[str, Any]) -> StoredResult:
-    """Return the stored result that Celery's `meta` dictionary tells of."""
-    return StoredResult(task_id, meta["status"], meta["result"])
+    for task_id, meta in read_metas(backend, task_ids):
+        yield StoredResult(task_id, meta["status"], meta["result"])
 
 
 def _read_from_database(backend: Any, task_ids: Sequence[str]) -> Iterator[StoredResult]:

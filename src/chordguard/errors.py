@@ -16,7 +16,7 @@ __all__ = (
 )
 
 
-class SettingError(ImproperlyConfigured):
+class SettingError(ImproperlyConfigured):  # type: ignore[misc]
     """A setting has a value that makes no sense; the message names the valid ones."""
 
 
@@ -35,7 +35,7 @@ class ChordMemberError(Exception):
         self.record = record
 
 
-class ChordMembersFailed(ChordError):
+class ChordMembersFailed(ChordError):  # type: ignore[misc]
     """Raised by :func:`chordguard.raise_if_errors`; all failures are in ``errors``."""
 
     def __init__(self, message: str, errors: list[Any] | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from .errors import ChordMemberError, ChordMembersFailed
@@ -25,9 +26,14 @@ MARKER = "__chord_error__"
 class StoredFailure(Protocol):
     """A failed task as its result is stored."""
 
-    task_id: str
-    state: str
-    value: Any
+    @property
+    def task_id(self) -> str: ...
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def value(self) -> Any: ...
 
 
 def record_of(failure: StoredFailure, index: int | None) -> dict[str, Any]:
@@ -122,14 +128,13 @@ def to_exception(record: Any) -> BaseException:
         )
     found: Any = sys.modules.get(record.get("exc_module") or "builtins")
     for name in str(record["exc_type"]).split("."):
-        found = getattr(found, name, None)
+        found = getattr(found, "__dict__", {}).get(name)  # getattr may import something
     if isinstance(found, type) and issubclass(found, BaseException):
-        try:
+        # A constructor of its own kind may refuse the message, or make another one of it.
+        with suppress(Exception):
             exc = found(record["exc_message"])
             if str(exc) == record["exc_message"]:
                 return exc
-        except Exception:
-            pass  # a constructor of its own kind: the record still tells it all
     return ChordMemberError(record["text"], record)
 
 
@@ -147,7 +152,7 @@ def safe_str(value: Any) -> str:
     """Return ``str(value)``, or a stand-in when that raises."""
     try:
         return str(value)
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001 - anybody's __str__
         return f"<no text: str() raised {type(exc).__name__}>"
 
 
@@ -187,10 +192,8 @@ def _message_of(
         # Only the class knows how it words its arguments: KeyError, OSError, UnicodeError.
         builtin = getattr(builtins, exc_type, None)
         if isinstance(builtin, type) and issubclass(builtin, BaseException):
-            try:
+            with suppress(Exception):
                 return str(builtin(*args))
-            except Exception:
-                pass
     if not args:
         return ""
     return safe_str(args[0] if len(args) == 1 else args)

@@ -85,7 +85,7 @@ class Policy:
         if self.max_errors is None:
             return True
         if isinstance(self.max_errors, float):
-            return failed <= self.max_errors * size
+            return failed / size <= self.max_errors  # exact where 0.29 * 100 is not
         return failed <= self.max_errors
 
     def hand_over(self, record: dict[str, Any], stored: Any) -> Any:
@@ -102,7 +102,8 @@ class Policy:
         if self.error_format == "exception":
             return stored if isinstance(stored, BaseException) else to_exception(record)
         try:
-            return symbol_by_name(self.error_format)(dict(record))
+            function = symbol_by_name(self.error_format)  # type: ignore[no-untyped-call]
+            return function(dict(record))
         except Exception:
             # A mistake in the user's function costs the format, not the chord.
             logger.exception(
@@ -191,10 +192,10 @@ def _choose(chord_or_body: S, choice: dict[str, Any]) -> S:
         raise TypeError(
             f"expected a chord or the signature of a chord's body, got {chord_or_body!r}"
         )
-    chosen = chord_or_body.clone()
-    body = chosen
+    chosen: S = chord_or_body.clone()
+    body: Any = chosen
     if chosen.get("subtask_type") == "chord":
-        body = chosen.body
+        body = chosen.kwargs.get("body")
         if body is None:
             raise TypeError(
                 f"expected a chord with a body, got {chord_or_body!r}: mark the body instead"

@@ -58,6 +58,7 @@ class PolledHeader(GroupResult):  # type: ignore[misc]
 
     @property
     def supports_native_join(self) -> bool:
+        """Tell that the results are joined by `join`."""
         return False
 
     def join(self, *args: Any, **kwargs: Any) -> list[Any]:
@@ -111,21 +112,24 @@ class Poll:
 
     @property
     def app(self) -> Celery:
+        """The app of the task."""
         return self.task.app
 
     @cached_property
     def policy(self) -> Policy:
+        """The chord's policy."""
         return Policy.of(self.app, self.body)
 
     @cached_property
     def header(self) -> PolledHeader:
+        """The results of the chord's header."""
         return PolledHeader(
             self.group_id,
             [result_from_tuple(result, app=self.app) for result in self.result],
             app=self.app,
         )
 
-    def group_result(self, *args: Any, **kwargs: Any) -> PolledHeader:
+    def group_result(self, *_: Any, **__: Any) -> PolledHeader:
         """Take the place of the class that stock `chord_unlock` makes the header of."""
         return self.header
 
@@ -159,7 +163,7 @@ class Poll:
         if self.header.ready_count > count:
             count, since = self.header.ready_count, now
         if now - since >= timeout:
-            return f"after {now - since:.0f} seconds without progress (chord_timeout = {timeout:g})"
+            return f"after {now - since:.1f} seconds without progress (chord_timeout = {timeout:g})"
         # A retry sends the request's own arguments again.
         self.task.request.kwargs = {**self.task.request.kwargs, PROGRESS: [count, since]}
         return None
@@ -222,10 +226,13 @@ def delay_before(app: Celery, task: Any, retries: int, interval: float | None = 
     factor = float(settings.get(app, "chord_unlock_retry_backoff"))
     if factor > 1:
         ceiling = _seconds(app, "retry_backoff_max")
-        # The exponent is bounded: a chord may be polled for days.
-        delay = min(ceiling, delay * factor ** min(retries, 1000)) if delay < ceiling else delay
+        try:
+            grown = delay * factor**retries
+        except OverflowError:  # a chord may be polled for days
+            grown = ceiling
+        delay = max(delay, min(ceiling, grown))
     if settings.get(app, "chord_unlock_retry_jitter"):
-        delay *= random.uniform(0.5, 1.0)
+        delay *= random.uniform(0.5, 1.0)  # noqa: S311
     return float(delay)
 
 

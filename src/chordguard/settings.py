@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from kombu.utils.imports import symbol_by_name
@@ -53,7 +54,7 @@ def _is_bool(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < inf
 
 
 def _is_count(value: Any) -> bool:
@@ -72,7 +73,9 @@ def _is_error_format(value: Any) -> bool:
 
 
 def _is_seconds(value: Any) -> bool:
-    return isinstance(value, timedelta) or (_is_number(value) and value >= 0)
+    if isinstance(value, timedelta):
+        return value >= timedelta()
+    return _is_number(value) and value >= 0
 
 
 def _is_positive_seconds(value: Any) -> bool:
@@ -212,8 +215,10 @@ def check(app: Celery, fixes: tuple[str, ...] = ()) -> None:
         if value is not missing:
             check_value(name, value)
     known = {*SETTINGS, *(FIX_PREFIX + fix for fix in fixes)}
+    namespace = f"{app.namespace}_".lower() if app.namespace else ""
     for name in (key for key in conf if isinstance(key, str)):
-        if name.lower().startswith(FIX_PREFIX) and name.lower() not in known:
+        fix = name.lower().removeprefix(namespace)
+        if fix.startswith(FIX_PREFIX) and fix not in known:
             raise SettingError(
                 f"{name} = {conf.get(name)!r} makes no sense: there is no such fix; expected one "
                 f"of {', '.join(sorted(fixes))} after {FIX_PREFIX}."
@@ -232,7 +237,7 @@ def check_error_format(app: Celery, error_format: str) -> None:
         )
     if error_format not in ERROR_FORMATS:
         try:
-            function = symbol_by_name(error_format)
+            function = symbol_by_name(error_format)  # type: ignore[no-untyped-call]
         except (ImportError, AttributeError) as exc:
             raise SettingError(
                 f"{name} = {error_format!r} cannot be imported ({exc}): expected "

@@ -2,7 +2,7 @@
 
 `AsyncResult.get` raises the error of a parent as soon as there is one. For a chord the
 parents include every member of the header. Celery reads each unfinished one again on every
-event; here they are read in bulk, and while nothing is known to have changed, not at all.
+event; here the unfinished ones are read together, at most for a small share of the time.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ from . import backends
 
 __all__ = ("ParentsWatch",)
 
-#: Looking for failed parents may take this share of the time spent waiting.
-SHARE = 0.1
+#: Looking after the parents may take this share of the time spent waiting.
+SHARE = 0.05
 
-#: Seconds after which a backend that announces results is read all the same, in case that an
-#: announcement was missed; doubled each time.
+#: Up to this number of members Redis announces each result to the one who waits. Beyond it,
+#: handling the announcements costs more than reading the results together.
+MOST_ANNOUNCED = 200
+
+#: Seconds after which announced results are read all the same, in case that one was missed;
+#: doubled each time.
 FIRST_REREAD = 1.0
 
 
@@ -29,48 +33,45 @@ class ParentsWatch:
     """Stands for all parents of a result: `maybe_throw` raises the first error among them.
 
     Arguments:
-        backend: The result backend of the result that is waited for.
+        result: The result that is waited for.
         parents: Its parents, nearest first, as `AsyncResult._parents` yields them.
     """
 
-    def __init__(self, backend: Any, parents: Sequence[Any]) -> None:
-        self.parents = parents
-        self._backend = backend
+    def __init__(self, result: Any, parents: Sequence[Any]) -> None:
+        self._result = result
+        self._backend = result.backend
         self._pending = [leaf for parent in reversed(parents) for leaf in _leaves(parent)]
-        self._announces = backends.is_redis(backend)
-        self._is_subscribed = False
+        self._announces = backends.is_redis(self._backend) and (
+            len(self._pending) <= MOST_ANNOUNCED
+        )
+        self._is_followed = False
+        self._silenced: list[Any] = []
         self._reread_after = FIRST_REREAD
         self._next_look = 0.0
         self._next_sweep = 0.0
 
-    def stands_for(self, parents: Sequence[Any]) -> bool:
-        """Tell whether `parents` are the very ones that are watched."""
-        return len(parents) == len(self.parents) and all(
-            one is other for one, other in zip(parents, self.parents, strict=True)
-        )
+    def in_place_of_parents(self) -> list[ParentsWatch]:
+        """Take the place of `AsyncResult._parents` while somebody waits."""
+        return [self]
 
     def maybe_throw(self) -> None:
         """Raise the error of the first parent that failed, as far as that is known."""
         if not self._pending:
             return
         now = time.monotonic()
-        if now >= self._next_look:
+        if now >= self._next_look or self._result._cache is not None:
             self._look()
-        elif now >= self._next_sweep:
+        elif self._announces and now >= self._next_sweep:
             self._sweep({})
-            cost = time.monotonic() - now
-            self._next_sweep = now + cost / SHARE
+            self._next_sweep = now + (time.monotonic() - now) / SHARE
 
     def _look(self) -> None:
         """Read which of the pending parents are ready."""
         started = time.monotonic()
         self._sweep(self._read())
-        if self._announces and self._pending and not self._is_subscribed:
-            # What gets ready before the subscription is complete is not announced.
-            self._is_subscribed = True
-            for leaf in self._pending:
-                leaf.backend.add_pending_result(leaf, weak=True)
-            self._sweep(self._read())
+        if self._pending and not self._is_followed:
+            self._is_followed = True
+            self._follow()
         now = time.monotonic()
         pause = (now - started) / SHARE
         if self._announces:
@@ -78,9 +79,33 @@ class ParentsWatch:
             self._reread_after *= 2
         self._next_look = now + pause
 
+    def _follow(self) -> None:
+        """See to it that what gets ready later is announced, or that it is not."""
+        if self._announces:
+            for leaf in self._pending:
+                leaf.backend.add_pending_result(leaf, weak=True)
+            # What got ready before the subscription was complete was not announced.
+            self._sweep(self._read())
+        elif backends.is_redis(self._backend):
+            self._silenced = backends.silence(self._backend, self._pending)
+
+    def stop(self) -> None:
+        """Leave the parents as they were found: announced, as whoever waits for them expects."""
+        if self._silenced:
+            backends.announce(self._backend, self._silenced)
+            self._silenced = []
+            self._read()
+
     def _read(self) -> dict[str, str]:
-        ids = [leaf.id for leaf in self._pending if leaf._cache is None]
-        return backends.ready_states(self._backend, ids)
+        """Return the states of the pending parents that are ready, by id."""
+        unknown = {leaf.id: leaf for leaf in self._pending if leaf._cache is None}
+        if not backends.is_redis(self._backend):
+            return backends.ready_states(self._backend, list(unknown))
+        # The whole result came along: whoever subscribed to it with `then` is told, as by
+        # an announcement.
+        for task_id, meta in backends.read_metas(self._backend, list(unknown)):
+            unknown[task_id]._maybe_set_cache(meta)
+        return {}
 
     def _sweep(self, read: dict[str, str]) -> None:
         """Drop the parents that are known to have succeeded; raise the first error."""

@@ -65,19 +65,32 @@ def _apply(
 def _run_header(chord: Any, args: Any, kwargs: Any) -> Iterator[Any]:
     """Run the members of the header as `group.apply` does, each whatever the others did."""
     from celery.canvas import group
-    from celery.result import EagerResult
 
     header = chord.tasks
     header = header.clone() if isinstance(header, group) else group(header, app=chord.app)
     options, group_id, root_id = header._freeze_gid({})
     unfrozen = {} if celery_version() < celery_5_7 else {"freeze": False}
-    for task, _, _ in header._prepared(
-        header.tasks, [], group_id, root_id, chord.app, **unfrozen
-    ):
+    for task, _, _ in header._prepared(header.tasks, [], group_id, root_id, chord.app, **unfrozen):
         try:
             yield task.apply(args=args, kwargs=kwargs, **{**options, "throw": False})
-        except Exception as exc:  # a chain raises the error of a step before its last
-            yield EagerResult(uuid(), exc, states.FAILURE)
+        except Exception as exc:  # noqa: BLE001 - a chain raises the error of a step before its last
+            yield _failed_as(task, chord.app, exc)
+
+
+def _failed_as(task: Any, app: Any, exc: Exception) -> Any:
+    """Return the result of a failed `task` in the shape that a worker would give it."""
+    from celery.canvas import maybe_signature
+    from celery.result import EagerResult
+
+    task = maybe_signature(task, app=app)
+    kind = task.get("subtask_type")
+    if kind == "chain" and task.tasks:
+        return _failed_as(task.tasks[-1], app, exc)
+    if kind == "chord" and task.body is not None:
+        return _failed_as(task.body, app, exc)
+    if kind == "group":
+        return app.GroupResult(uuid(), [_failed_as(step, app, exc) for step in task.tasks])
+    return EagerResult(uuid(), exc, states.FAILURE)
 
 
 def _leaves(results: Any) -> Iterator[Any]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from itertools import tee
 from typing import Any
 
+from kombu.utils.uuid import uuid
+
 from ..._patch import Patch, celery_5_3
 
 patch = Patch(
@@ -24,19 +26,37 @@ patch = Patch(
 
 @patch.wraps("celery.canvas", "group._freeze_group_tasks")
 def freeze_group_tasks(wrapped: Any, group: Any, args: Any, kwargs: Any) -> Any:
-    from celery.utils.functional import _regen, regen
+    from celery.utils.functional import _regen
 
     if not isinstance(group.tasks, _regen):
         return wrapped(*args, **kwargs)
-    tasks, group.tasks = group.tasks, []
-    gid, _ = wrapped(*args, **kwargs)  # sets the group's own options
+    return _freeze_lazily(group, *args, **kwargs)
+
+
+def _freeze_lazily(
+    group: Any,
+    _id: Any = None,
+    group_id: Any = None,
+    chord: Any = None,
+    root_id: Any = None,
+    parent_id: Any = None,
+    group_index: Any = None,
+) -> tuple[Any, Any]:
+    from celery.utils.functional import regen
+
     options = group.options
-    positions = {
-        key: options.get(key) for key in ("group_id", "chord", "root_id", "parent_id")
+    gid = options.setdefault("task_id", group_id or uuid())
+    given = {"group_id": group_id, "chord": chord, "group_index": group_index}
+    options.update((key, value) for key, value in given.items() if value or value == 0)
+    shared = {
+        "group_id": group_id,
+        "chord": chord,
+        "root_id": options.setdefault("root_id", root_id),
+        "parent_id": options.setdefault("parent_id", parent_id),
     }
     frozen = (
-        (task, task.freeze(group_index=index, **positions))
-        for index, task in enumerate(group._unroll_tasks(tasks))
+        (task, task.freeze(group_index=index, **shared))
+        for index, task in enumerate(group._unroll_tasks(group.tasks))
     )
     for_tasks, for_results = tee(frozen)
     group.tasks = regen(task for task, _ in for_tasks)

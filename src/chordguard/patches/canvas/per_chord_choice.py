@@ -31,7 +31,8 @@ def apply_async(wrapped: Any, chord: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _with_choice(headers: Any, choice: Any) -> dict[str, Any]:
-    headers = {key: value for key, value in (headers or {}).items() if key != HEADER}
+    kept: dict[str, Any] = {}
+    kept.update((key, value) for key, value in (headers or {}).items() if key != HEADER)
     if choice is not None:
-        headers[HEADER] = choice
-    return headers
+        kept[HEADER] = choice
+    return kept

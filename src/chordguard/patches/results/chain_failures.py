@@ -23,7 +23,7 @@ patch = Patch(
 
 @patch.wraps("celery.backends.base", "Backend.mark_as_failure", until=celery_5_7)
 def mark_as_failure(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
-    request = kwargs.get("request") or (args[3] if len(args) > 3 else None)
+    request: Any = kwargs.get("request") or (args[3] if len(args) > 3 else None)
     chain = getattr(request, "chain", None)
     if not _has_complex(chain):
         return wrapped(*args, **kwargs)

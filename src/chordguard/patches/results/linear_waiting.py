@@ -20,18 +20,18 @@ patch = Patch(
     symptom="waiting for a large chord makes it many times slower",
 )
 
-#: The watch of a result that somebody waits for.
-_WATCH = "_chordguard_watch"
 
-
-@patch.wraps("celery.result", "AsyncResult._parents")
-def parents(wrapped: Any, result: Any, args: Any, kwargs: Any) -> Any:
-    nodes = list(wrapped(*args, **kwargs))
+@patch.wraps("celery.result", "AsyncResult.get")
+def get(wrapped: Any, result: Any, args: Any, kwargs: Any) -> Any:
+    parents = list(result._parents())
     backend = result.backend
-    if not nodes or not (backends.is_redis(backend) or backends.is_database(backend)):
-        return nodes
-    watch = getattr(result, _WATCH, None)
-    if watch is None or not watch.stands_for(nodes):
-        watch = ParentsWatch(backend, nodes)
-        setattr(result, _WATCH, watch)
-    return [watch]
+    if not parents or not (backends.is_redis(backend) or backends.is_database(backend)):
+        return wrapped(*args, **kwargs)
+    watch = ParentsWatch(result, parents)
+    # `get` asks for the parents on every interval; while it runs it finds the watch alone.
+    result._parents = watch.in_place_of_parents
+    try:
+        return wrapped(*args, **kwargs)
+    finally:
+        vars(result).pop("_parents", None)
+        watch.stop()

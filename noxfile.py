@@ -1,0 +1,138 @@
+"""The verbs of the project: ``nox -s tests``, lint, typing, conformance, demo, build."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["tests", "lint", "typing"]
+nox.options.reuse_venv = "yes"
+
+ROOT = Path(__file__).parent
+PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+DATA = ROOT / ".nox" / "coverage-data"
+WHEELS = ROOT / ".nox" / "wheels"
+
+CELERIES = sorted(
+    (
+        group.removeprefix("celery-").replace("-", ".")
+        for group in PYPROJECT["dependency-groups"]
+        if group.startswith("celery-")
+    ),
+    key=lambda version: [int(part) for part in version.split(".")],
+)
+#: The whole suite runs on these; on the versions between them only the conformance tests.
+ENDS = (CELERIES[0], CELERIES[-1])
+
+
+def versions(*groups: str) -> list[str]:
+    return nox.project.dependency_groups(PYPROJECT, *groups)
+
+
+def celery_group(version: str) -> str:
+    return "celery-" + version.replace(".", "-")
+
+
+_built: list[Path] = []
+
+
+def built_wheel(session: nox.Session) -> Path:
+    """Build the wheel of this checkout for the first session of a run, return it to all."""
+    if not _built:
+        shutil.rmtree(WHEELS, ignore_errors=True)
+        session.install(*versions("build"))
+        session.run(
+            "python", "-m", "build", "--wheel", "--outdir", str(WHEELS), str(ROOT), silent=True
+        )
+        _built.extend(WHEELS.glob("*.whl"))
+    return _built[0]
+
+
+def install_wheel(session: nox.Session, *groups: str, extras: str = "redis,sqlalchemy") -> None:
+    # The same version number does not mean the same code: an installed chordguard is replaced.
+    wheel = built_wheel(session)
+    reinstall = "--reinstall-package=chordguard" if session.venv_backend == "uv" else "--upgrade"
+    session.install(reinstall, f"chordguard[{extras}] @ {wheel.as_uri()}", *versions(*groups))
+
+
+def names_tests(posargs: list[str]) -> bool:
+    """Tell whether the arguments for pytest name files or folders themselves."""
+    return any(Path(arg.partition("::")[0]).exists() for arg in posargs)
+
+
+@nox.session
+@nox.parametrize("celery", CELERIES)
+def tests(session: nox.Session, celery: str) -> None:
+    """Run everything on the oldest and newest Celery, the conformance tests on the others."""
+    install_wheel(session, "test", celery_group(celery))
+    run_pytest(session, celery, [] if celery in ENDS else ["tests/conformance"])
+    if not session.posargs:
+        session.notify("coverage")
+
+
+@nox.session
+@nox.parametrize("celery", CELERIES)
+def conformance(session: nox.Session, celery: str) -> None:
+    """Run the catalogue of defects and canvases on every Celery."""
+    install_wheel(session, "test", celery_group(celery))
+    run_pytest(session, celery, ["tests/conformance"])
+
+
+def run_pytest(session: nox.Session, celery: str, selection: list[str]) -> None:
+    if names_tests(session.posargs):
+        selection = []
+    # One folder for each version: running one again replaces only its own share.
+    data = DATA / celery / ".coverage"
+    shutil.rmtree(data.parent, ignore_errors=True)
+    data.parent.mkdir(parents=True)
+    session.run(
+        *("coverage", "run", "-m", "pytest", *selection, *session.posargs),
+        # Absolute, since the workers of the tests write their share from elsewhere.
+        env={"COVERAGE_FILE": str(data)},
+        # Arguments may select tests that this version does not have.
+        success_codes=[0, 5] if session.posargs else [0],
+    )
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Add up what the test runs of all Celery versions covered."""
+    session.install(*versions("coverage"))
+    env = {"COVERAGE_FILE": str(DATA / ".coverage")}
+    shares = [str(DATA / celery) for celery in CELERIES if (DATA / celery).exists()]
+    session.run("coverage", "combine", "--keep", "--quiet", *shares, env=env)
+    session.run("coverage", "report", env=env)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting; ``-- --fix`` mends what can be mended."""
+    session.install(*versions("lint"))
+    session.run("ruff", "check", *session.posargs, ".")
+    session.run("ruff", "format", *([] if "--fix" in session.posargs else ["--check"]), ".")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check the types of the package."""
+    session.install("-e", ".[demo]", *versions("typing", celery_group(CELERIES[-1])))
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Show the defects and their end in one terminal, with nothing but this package installed."""
+    install_wheel(session, celery_group(CELERIES[-1]), extras="demo")
+    session.run("python", "-m", "chordguard", "demo", *session.posargs)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the sdist and the wheel into dist/ and check their metadata."""
+    session.install(*versions("build"))
+    session.run("python", "-m", "build", "--outdir", "dist")
+    session.run("twine", "check", "--strict", *map(str, (ROOT / "dist").glob("chordguard-*")))

@@ -1,0 +1,433 @@
+"""Examine an app: what became of the patches, and what in its settings endangers chords."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from . import _patch, backends, polling, settings
+from . import patches as _all_patches  # noqa: F401 - fills the registry
+from .errors import SettingError
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ("CannotLoad", "Finding", "examine", "load_app", "short_polling", "without_passwords")
+
+#: Seconds of polling below which a bound on the polls is called too low.
+SHORT_POLLING = 60
+#: Seconds below which `result_expires` is called too short.
+SHORT_EXPIRY = 3600
+#: Seconds that Celery gives the reading of a header's results by default.
+JOIN_TIMEOUT = 3.0
+#: From this likeness (0 to 1) on, an unknown setting is taken for a mistyped one.
+SIMILAR = 0.8
+#: So many names are listed in one finding.
+NAMES_SHOWN = 5
+
+UNLOCK = "celery.chord_unlock"
+
+_PASSWORD_IN_URL = re.compile(r"(?<=://)[^\s'\"]*@")
+_PASSWORD_IN_QUERY = re.compile(r"(?i)(passw\w*|pwd|secret|token)=[^\s&'\"]+")
+
+
+class CannotLoad(Exception):
+    """The app that was asked for cannot be loaded; the message says why."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something dangerous in an app.
+
+    Attributes:
+        subject: The setting, or what else it is about.
+        danger: What can happen.
+        remedy: What to do about it.
+    """
+
+    subject: str
+    danger: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.danger}\n    -> {self.remedy}"
+
+
+def load_app(name: str) -> Celery:
+    """Return the app that ``celery -A name`` would use, with its tasks imported.
+
+    Nothing is started and no table is created.
+
+    Raises:
+        CannotLoad: There is no such app, or importing it raised.
+    """
+    from celery import Celery
+    from celery.app.utils import find_app
+
+    try:
+        app = find_app(name)
+    except Exception as exc:
+        raise CannotLoad(f"cannot load the app {name!r}: {type(exc).__name__}: {exc}") from exc
+    if not isinstance(app, Celery):
+        raise CannotLoad(f"cannot load the app {name!r}: expected a Celery app, found {app!r}")
+    try:
+        app.loader.import_default_modules()
+        # From 5.6 on a database backend would create its tables when it is looked at.
+        app.conf.database_create_tables_at_setup = False
+        with suppress(SettingError):  # `examine` tells it
+            app.finalize()
+    except Exception as exc:
+        raise CannotLoad(
+            f"cannot load the tasks of the app {name!r}: {type(exc).__name__}: {exc}"
+        ) from exc
+    return app
+
+
+def examine(app: Celery) -> list[Finding]:
+    """Return what endangers the chords of `app`, what weighs most first.
+
+    The app is finalized for it, since its tasks are looked at; nothing is started.
+    """
+    findings = [*_missing_patches(app), *_wrong_settings(app), *_unread_settings(app)]
+    for look in LOOKS:
+        findings += look(app)
+    if _is_whole(app):
+        for look in LOOKS_AT_TASKS:
+            findings += look(app)
+    return findings
+
+
+def short_polling(app: Celery, task: Any) -> str | None:
+    """Return a warning when the chords of `app` are polled for less than a minute in all.
+
+    Each poll of a chord is a retry of `celery.chord_unlock`, whose bound comes from
+    ``task_annotations`` or, with the patches, from ``chord_unlock_max_retries``.
+
+    Arguments:
+        app: The app, configured.
+        task: Its task ``celery.chord_unlock``.
+
+    Returns:
+        One line, or None where polling lasts, or where this backend is not polled.
+    """
+    bound, source = _bound_of_polls(app, task)
+    if bound is None or _counts_parts(app):
+        return None
+    seconds = 0.0
+    for retries in range(bound):
+        seconds += _delay_before(app, task, retries)
+        if seconds >= SHORT_POLLING:
+            return None
+    return (
+        f"{source} = {bound}: a chord is polled for about {seconds:.3g} s only, since each poll "
+        f"is a retry of {UNLOCK}; one whose header takes longer {_lost_how(app)}"
+    )
+
+
+def without_passwords(text: str) -> str:
+    """Return `text` with the credentials in its URLs masked."""
+    return _PASSWORD_IN_QUERY.sub(r"\1=**", _PASSWORD_IN_URL.sub("**@", text))
+
+
+def _missing_patches(app: Celery) -> Iterator[Finding]:
+    import celery
+
+    if not _patch.is_patched(app):
+        yield Finding(
+            "install_patches",
+            "this app has not called it, so its chords are those of Celery alone",
+            "call chordguard.install_patches(app) in the module that creates the app, so that "
+            "every process that starts chords and every worker does",
+        )
+    else:
+        for outcome in _patch.outcomes(app):
+            if outcome.status == "failed":
+                yield Finding(
+                    f"the fix {outcome.patch}",
+                    f"it does not act: {outcome.reason}",
+                    "use a tested Celery, or look for a newer chordguard",
+                )
+    if celery.__version__ not in _patch.TESTED_VERSIONS:
+        yield Finding(
+            f"Celery {celery.__version__}",
+            "chordguard was not tested with it; the patches whose targets look as expected act",
+            f"use one of {', '.join(_patch.TESTED_VERSIONS)}, or look for a newer chordguard",
+        )
+
+
+def _wrong_settings(app: Celery) -> Iterator[Finding]:
+    """Yield the settings of ours that make no sense."""
+    remedy = "correct it where the app is configured"
+    if not _is_whole(app):
+        remedy += ", then look again: until then Celery cannot make all tasks of the app"
+    wrong: dict[str, None] = {}
+    for name in _known_names():
+        try:
+            _check_one(app, name)
+        except SettingError as exc:
+            wrong.setdefault(str(exc))
+    try:
+        settings.check(app, tuple(_patch.registry))  # stops at the first
+    except SettingError as exc:
+        wrong.setdefault(str(exc))
+    for message in wrong:
+        yield Finding("invalid setting", message, remedy)
+
+
+def _unread_settings(app: Celery) -> Iterator[Finding]:
+    """Yield the settings that look like ours and that nobody reads."""
+    known, found = _known_names(), _our_names(app)
+    for name in sorted(found - set(known)):
+        similar = get_close_matches(name, known, 1, SIMILAR)
+        yield Finding(
+            name,
+            "there is no such setting, so nobody reads it",
+            f"did you mean {similar[0]}?" if similar else "remove it",
+        )
+    ignored = sorted(found & set(known))
+    if ignored and not _patch.is_patched(app):
+        yield Finding(
+            _some(ignored),
+            "set, but Celery alone does not know such settings and ignores them",
+            "call chordguard.install_patches(app), or do not rely on them",
+        )
+
+
+def _is_whole(app: Celery) -> bool:
+    """Finalize the app; tell whether its settings let Celery make all its tasks."""
+    try:
+        app.finalize()
+        if _patch.is_patched(app):
+            settings.check(app, tuple(_patch.registry))
+    except SettingError:
+        return False
+    return True
+
+
+def _known_names() -> tuple[str, ...]:
+    return (*settings.SETTINGS, *(settings.FIX_PREFIX + fix for fix in _patch.registry))
+
+
+def _check_one(app: Celery, name: str) -> None:
+    missing = object()
+    value = app.conf.get(name, missing)
+    if value is not missing:
+        settings.check_value(name, value)
+
+
+def _our_names(app: Celery) -> set[str]:
+    """Return the names of the app's settings that look like ours."""
+    prefix = (getattr(app.conf, "prefix", None) or "").lower()
+    names = {str(key).lower().removeprefix(prefix) for key in app.conf}
+    return {name for name in names if name.startswith("chord_")}
+
+
+def _short_bound(app: Celery) -> Iterator[Finding]:
+    task = app.tasks.get(UNLOCK)
+    warning = short_polling(app, task) if task is not None else None
+    if warning:
+        subject, _, danger = warning.partition(": ")
+        yield Finding(
+            subject,
+            danger,
+            "remove the bound and let chord_timeout (seconds without progress) end such chords, "
+            "or raise it to the longest time that a header may take, divided by the delay",
+        )
+
+
+def _useless_annotations(app: Celery) -> Iterator[Finding]:
+    useless = sorted(
+        key
+        for _, attributes in _annotations_of(app)
+        for key in attributes
+        if key.startswith("retry_backoff") or key == "retry_jitter"
+    )
+    if useless and not _counts_parts(app):
+        yield Finding(
+            f"task_annotations of {UNLOCK}",
+            f"{_some(useless)} has no effect on polls",
+            "use chord_unlock_retry_backoff, chord_unlock_retry_backoff_max and "
+            "chord_unlock_retry_jitter",
+        )
+
+
+def _short_expiry(app: Celery) -> Iterator[Finding]:
+    expires = _in_seconds(app.conf.get("result_expires"))
+    if not expires:
+        if backends.is_redis(_backend(app)):
+            yield Finding(
+                "result_expires",
+                "results never expire, and neither does what a failed chord leaves in Redis",
+                "set it to more than the longest chord takes",
+            )
+        return
+    timeout = _in_seconds(app.conf.get("chord_timeout"))
+    if timeout and timeout > expires:
+        yield Finding(
+            "result_expires",
+            f"results live for {expires:g} s, less than chord_timeout = {timeout:g}: when a chord "
+            "is settled, the results of its members are gone",
+            "make result_expires longer than chord_timeout",
+        )
+    elif _chord_keys_expire(app, expires) < SHORT_EXPIRY:
+        yield Finding(
+            "result_expires",
+            f"results live for {expires:g} s: the body of a chord that takes longer never runs",
+            "set it to more than the longest chord takes, an hour at least",
+        )
+
+
+def _chord_keys_expire(app: Celery, expires: float) -> float:
+    """Return the seconds that a chord's counter lives: Celery 5.7 has a setting for Redis."""
+    own = app.conf.get("result_chord_expires")
+    if own is None or _patch.celery_version() < _patch.celery_5_7:
+        return expires
+    return _in_seconds(own) or float("inf")
+
+
+def _ignored_results(app: Celery) -> Iterator[Finding]:
+    if not backends.is_database(_backend(app)):
+        return
+    danger = "as a member of a header it stores nothing, and the chord is polled " + (
+        "until chord_timeout" if _patch.is_patched(app) else "for ever"
+    )
+    remedy = "set ignore_result=False on each task that is a member of a chord's header"
+    if app.conf.task_ignore_result:
+        yield Finding("task_ignore_result", f"True on a SQL backend: {danger}", remedy)
+        return
+    names = sorted(
+        name
+        for name, task in app.tasks.items()
+        if task.ignore_result and not name.startswith("celery.")
+    )
+    if names:
+        yield Finding("ignore_result", f"set on {_some(names)}, on a SQL backend: {danger}", remedy)
+
+
+def _unusable_backend(app: Celery) -> Iterator[Finding]:
+    reason = backends.why_unsupported(app)
+    if reason:
+        yield Finding(
+            "result_backend", reason, "use Redis (redis://...) or a SQL database (db+...)"
+        )
+
+
+def _eager_mode(app: Celery) -> Iterator[Finding]:
+    if app.conf.task_always_eager:
+        yield Finding(
+            "task_always_eager",
+            "tasks run in the process that calls them; no chord reaches a worker",
+            "set it in tests only",
+        )
+
+
+def _many_errbacks(app: Celery) -> Iterator[Finding]:
+    if app.conf.get("task_allow_error_cb_on_chord_header"):
+        yield Finding(
+            "task_allow_error_cb_on_chord_header",
+            "the body's errback is called for each failed header task and once more for the chord",
+            "turn it off, or let the errback do its work only once",
+        )
+
+
+def _short_join(app: Celery) -> Iterator[Finding]:
+    timeout = _in_seconds(app.conf.get("result_chord_join_timeout"))
+    if timeout is not None and timeout < JOIN_TIMEOUT:
+        yield Finding(
+            "result_chord_join_timeout",
+            f"a good chord fails when reading its results takes over {timeout:g} s",
+            f"use {JOIN_TIMEOUT:g} s (Celery's default) or more",
+        )
+
+
+Look = Callable[["Celery"], Iterator[Finding]]
+
+#: What is looked at in the configuration, what weighs most first.
+LOOKS: tuple[Look, ...] = (
+    _unusable_backend,
+    _eager_mode,
+    _short_expiry,
+    _short_join,
+    _many_errbacks,
+)
+#: What is looked at in the tasks.
+LOOKS_AT_TASKS: tuple[Look, ...] = (_short_bound, _ignored_results, _useless_annotations)
+
+
+def _bound_of_polls(app: Celery, task: Any) -> tuple[int | None, str]:
+    """Return after how many retries polling ends, and the setting that says so."""
+    bounds = []
+    if task.max_retries is not None:
+        bounds.append((int(task.max_retries), _source_of_bound(app)))
+    if _polls_are_ours(app):
+        bound = settings.get(app, "chord_unlock_max_retries")
+        if bound is not None:
+            bounds.append((bound, "chord_unlock_max_retries"))
+    return min(bounds, default=(None, ""))
+
+
+def _source_of_bound(app: Celery) -> str:
+    """Return the annotation that bounds the polls, the one that Celery applies last."""
+    source = f"{UNLOCK}.max_retries"
+    for key, attributes in _annotations_of(app):
+        if "max_retries" in attributes:
+            source = f"task_annotations[{key!r}]['max_retries']"
+    return source
+
+
+def _annotations_of(app: Celery) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the annotations of `celery.chord_unlock` with their keys; those for all tasks last."""
+    task = app.tasks.get(UNLOCK)
+    for annotation in app.annotations:
+        if task is not None and hasattr(annotation, "annotate"):
+            yield UNLOCK, annotation.annotate(task) or {}
+    for annotation in app.annotations:
+        if hasattr(annotation, "annotate_any"):
+            yield "*", annotation.annotate_any() or {}
+
+
+def _delay_before(app: Celery, task: Any, retries: int) -> float:
+    if _polls_are_ours(app):
+        return polling.delay_before(app, task, retries)
+    return float(task.default_retry_delay)
+
+
+def _polls_are_ours(app: Celery) -> bool:
+    return _patch.registry["bounded_unlock"].is_active(app) and backends.is_database(_backend(app))
+
+
+def _lost_how(app: Celery) -> str:
+    if _polls_are_ours(app):
+        return "is settled without the members that are still running"
+    if _patch.celery_version() < _patch.celery_5_7:
+        return "stays PENDING for ever"
+    return "fails while its header still runs"
+
+
+def _counts_parts(app: Celery) -> bool:
+    """Tell whether the backend counts a chord's parts, so that nothing is polled."""
+    return backends.is_redis(_backend(app))
+
+
+def _backend(app: Celery) -> Any:
+    try:
+        return app.backend
+    except Exception:  # noqa: BLE001 - why_unsupported tells it
+        return None
+
+
+def _in_seconds(value: Any) -> float | None:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:NAMES_SHOWN])
+    more = len(names) - NAMES_SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,0 +1,1 @@
+"""Fixes of what a worker does around a task."""

@@ -1,0 +1,35 @@
+"""A header task whose exception cannot be pickled counts as two members (to 5.2).
+
+The pool child stores the failure and returns its part. Then `TraceInfo._log_error` puts the
+unpicklable exception back into what is sent to the main process, the pool cannot send it, and
+the main process fails the task once more: on Redis the chord runs its body one member early,
+on SQL the error is replaced by a MaybeEncodingError. Here what is sent stays picklable, as
+from 5.3 on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..._patch import Patch, celery_5_3
+
+patch = Patch(
+    name="unpicklable_failures",
+    defects=("A1",),
+    symptom="a header task with an unpicklable exception counts twice: the body runs early",
+    until=celery_5_3,
+)
+
+
+def app_of_task(instance: Any, args: tuple[Any, ...]) -> Any:
+    return getattr(args[0], "app", None) if args else None
+
+
+@patch.wraps("celery.app.trace", "TraceInfo._log_error", app_of=app_of_task)
+def log_error(wrapped: Any, info: Any, args: Any, kwargs: Any) -> Any:
+    from celery.utils.serialization import get_pickleable_exception
+
+    logged = wrapped(*args, **kwargs)
+    einfo = kwargs["einfo"] if "einfo" in kwargs else args[2]
+    einfo.exception = get_pickleable_exception(einfo.exception)
+    return logged

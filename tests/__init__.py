@@ -1,0 +1,1 @@
+"""Tests of chordguard against real servers and real worker processes."""

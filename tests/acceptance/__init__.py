@@ -1,0 +1,1 @@
+"""Whole applications as a user would run them."""

@@ -1,0 +1,20 @@
+"""A pytest plugin: every Celery app that a test makes has the patches.
+
+With it Celery's own test-suite runs as an application that installed chordguard and left
+all settings at their defaults.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import wrapt
+from celery import Celery
+
+from chordguard import install_patches
+
+
+@wrapt.patch_function_wrapper(Celery, "__init__")
+def make_app(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> None:
+    wrapped(*args, **kwargs)
+    install_patches(instance)

@@ -1,0 +1,1 @@
+"""The catalogue of canvases, run over Celery version and result backend."""

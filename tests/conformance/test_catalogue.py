@@ -1,0 +1,203 @@
+"""Every cell of the conformance table: stock as the catalogue says, patched always right."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from celery import Celery, chord
+
+from chordguard import install_patches
+from tests import tasks as declared_tasks
+from tests.conformance import catalogue
+from tests.conformance.catalogue import ALL, POSTGRESQL, RAISES, REDIS, RIGHT, SQLITE, WRONG
+from tests.conformance.cells import note, once, run_all
+from tests.harness import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.conformance.catalogue import Scenario
+    from tests.harness import Cluster
+
+TOLERANT = {"chord_propagate_errors": False}
+LOST_AFTER = 4
+#: Seconds without anything but polling after which a canvas on stock is said to hang.
+QUIET = 1.5
+#: The same where polls are counted: 5.2.7 makes about one a second.
+QUIET_BOUNDED = 6.0
+BOUNDED = {**TOLERANT, "chord_unlock_max_retries": LOST_AFTER}
+ANNOTATED = {**TOLERANT, "task_annotations": {"celery.chord_unlock": {"max_retries": LOST_AFTER}}}
+
+HALVES = [pytest.param(False, id="stock"), pytest.param(True, id="patched")]
+
+
+def cases(scenarios: tuple[Scenario, ...]) -> Any:
+    """Order the cells by cluster, so that each cluster is started once."""
+    return pytest.mark.parametrize(
+        ("patched", "backend_kind", "scenario"),
+        [
+            pytest.param(patched, backend, scenario, id=f"{half}-{backend}-{scenario}")
+            for backend in ALL
+            for patched, half in ((False, "stock"), (True, "patched"))
+            for scenario in scenarios
+            if backend in scenario.backends
+        ],
+    )
+
+
+@once
+def outcomes(
+    clusters: Callable[..., Cluster], backend: str, patched: bool, which: str
+) -> dict[str, Any]:
+    settings, scenarios = {
+        "tolerant": (TOLERANT, catalogue.TOLERANT),
+        "bounded": (BOUNDED, catalogue.BOUNDED),
+        "annotated": (ANNOTATED, catalogue.ANNOTATED),
+    }[which]
+    cluster = clusters(backend, patched=patched, settings=settings)
+    # Where patches act, polling alone still is progress towards a bound.
+    quiet = None if patched else QUIET_BOUNDED if "unlock" in str(settings) else QUIET
+    return run_all(cluster, scenarios, backend, quiet)
+
+
+def check(
+    clusters: Callable[..., Cluster], backend: str, patched: bool, which: str, scenario: Scenario
+) -> None:
+    judged, outcome = outcomes(clusters, backend, patched, which)[str(scenario)]
+    note(str(scenario), backend, patched, judged)
+    expected = (RIGHT,) if patched else scenario.stock(backend)
+    assert judged in expected, outcome
+
+
+@cases(catalogue.TOLERANT)
+def test_tolerant_chord(clusters, backend_kind, patched, scenario):
+    """A canvas whose failures are to be tolerated ends as the catalogue says."""
+    check(clusters, backend_kind, patched, "tolerant", scenario)
+
+
+@cases(catalogue.BOUNDED)
+def test_bounded_chord(clusters, backend_kind, patched, scenario):
+    """A chord that the setting bounds ends as the catalogue says."""
+    check(clusters, backend_kind, patched, "bounded", scenario)
+
+
+@cases(catalogue.ANNOTATED)
+def test_annotated_chord(clusters, backend_kind, patched, scenario):
+    """A chord that an annotation bounds ends as the catalogue says."""
+    check(clusters, backend_kind, patched, "annotated", scenario)
+
+
+@pytest.mark.parametrize("backend_kind", ALL)
+@pytest.mark.parametrize("patched", HALVES)
+def test_getting_the_value_of_a_tolerated_chord(clusters, backend_kind, patched):
+    """A1c: `get()` returns the body's value; stock raises the header task's error."""
+    cluster = clusters(backend_kind, patched=patched, settings=TOLERANT)
+    t = cluster.tasks
+    result = chord([t.echo.s(1), t.fail.s()], t.collect.s()).apply_async()
+    try:
+        outcome = RIGHT if [1, catalogue.BOOM] == result.get(timeout=20) else WRONG
+    except ValueError:
+        outcome = RAISES
+    note("A1c get() of a tolerated chord", backend_kind, patched, outcome)
+    assert outcome == (RIGHT if patched else RAISES)
+
+
+@pytest.mark.parametrize("backend_kind", ALL)
+@pytest.mark.parametrize("patched", HALVES)
+def test_strict_chord(clusters, backend_kind, patched, record):
+    """With default settings a failed header task fails the chord; the errback runs once."""
+    cluster = clusters(backend_kind, patched=patched)
+    t = cluster.tasks
+    body = t.collect.s().on_error(t.errback_old.s(record=record.path))
+    outcome = cluster.outcome(chord([t.echo.s(1), t.fail.s()], body))
+    fails = outcome.state == "FAILURE" and type(outcome.value).__name__ == "ChordError"
+    note("A1 strict: fails as stock", backend_kind, patched, RIGHT if fails else WRONG)
+    assert fails, outcome
+    wait_until(lambda: record.count("errback_old"), what="errback")
+    assert 1 == record.count("errback_old")
+
+
+@pytest.fixture
+def eager_app(patched: bool) -> Iterator[Celery]:
+    app = Celery("eager", set_as_current=False)
+    app.conf.update(task_always_eager=True, result_backend="cache+memory://")
+    declared_tasks.register(app)
+    if patched:
+        install_patches(app)
+    yield app
+    app.close()
+
+
+@pytest.mark.parametrize("patched", HALVES)
+def test_strict_eager_chord(eager_app, patched, record):
+    """A13: a failed header task gives a failed result and calls the errback; stock raises."""
+    t = declared_tasks.named(eager_app)
+    body = t.collect.s().on_error(t.errback_old.s(record=record.path))
+    try:
+        result = chord([t.echo.s(1), t.fail.s()], body, app=eager_app).apply_async()
+        outcome = RIGHT if (result.state, record.count("errback_old")) == ("FAILURE", 1) else WRONG
+    except ValueError:
+        outcome = RAISES
+    note("A13 eager, strict", "eager", patched, outcome)
+    assert outcome == (RIGHT if patched else RAISES)
+
+
+@pytest.mark.parametrize("patched", HALVES)
+def test_tolerant_eager_chord(eager_app, patched):
+    """A13: an eager chord tolerates what one on a worker tolerates."""
+    eager_app.conf.chord_propagate_errors = False
+    t = declared_tasks.named(eager_app)
+    try:
+        canvas = chord([t.echo.s(1), t.fail.s()], t.collect.s(), app=eager_app)
+        outcome = RIGHT if canvas.apply_async().get() == [1, catalogue.BOOM] else WRONG
+    except ValueError:
+        outcome = RAISES
+    note("A13 eager, tolerant", "eager", patched, outcome)
+    assert outcome == (RIGHT if patched else RAISES)
+
+
+#: Members of the header whose reads are counted.
+MEMBERS = 60
+#: Reads for each member that count as linear. Redis hands over a result for each key that is
+#: read; on SQL one statement reads hundreds.
+LINEAR = {REDIS: 4, SQLITE: 1, POSTGRESQL: 1}
+
+
+@pytest.mark.parametrize("backend_kind", ALL)
+@pytest.mark.parametrize("patched", HALVES)
+def test_waiting_reads_each_member_a_few_times(clusters, backend_kind, patched, gate, monkeypatch):
+    """C8: waiting for a chord reads its members' results O(N) times; stock O(N) per event."""
+    cluster = clusters(backend_kind, patched=patched)
+    t = cluster.tasks
+    # They get ready one after the other, over several of the intervals in which stock reads.
+    header = [t.slow.s(i, 0.15) for i in range(MEMBERS)]
+    canvas = chord(header, t.tsum.s())
+    reads = reads_of(cluster.app.backend, monkeypatch)
+    result = canvas.apply_async()
+    assert sum(range(MEMBERS)) == result.get(timeout=30)
+    outcome = RIGHT if sum(reads) <= LINEAR[backend_kind] * MEMBERS else WRONG
+    note("C8 waiting is linear", backend_kind, patched, outcome)
+    assert outcome == (RIGHT if patched else WRONG), sum(reads)
+
+
+def reads_of(backend: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list to which each reading of the backend adds its number of results."""
+    reads: list[int] = []
+
+    def counted(name: str, size: Callable[[Any], int]) -> None:
+        original = getattr(backend, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            reads.append(size(args))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(backend, name, call)
+
+    if hasattr(backend, "mget"):
+        counted("mget", lambda args: len(args[0]))
+        counted("get", lambda args: 1)
+    else:
+        # One statement for one session, on every version.
+        counted("ResultSession", lambda args: 1)
+    return reads

@@ -1,0 +1,177 @@
+"""Fixtures: the servers, clusters of app and worker, and what tests and tasks share on disk."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests import harness
+from tests.servers import ServerAbsent, Servers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+#: Bytes of a worker's log that the report of a failed test shows.
+LOG_SHOWN = 8000
+
+SHOWN_VERSIONS = ("celery", "kombu", "billiard", "redis", "sqlalchemy", "wrapt")
+
+_servers = Servers()
+_log_starts = pytest.StashKey[dict[Path, int]]()
+
+
+class Record:
+    """A file to which tasks append a line each time they run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def lines(self) -> list[str]:
+        path = Path(self.path)
+        return path.read_text().splitlines() if path.exists() else []
+
+    def count(self, start: str) -> int:
+        """Return how many lines start with `start`."""
+        return sum(line.startswith(start) for line in self.lines())
+
+
+class Gate:
+    """A file for which the task `wait_for_file` waits."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def open(self) -> None:
+        Path(self.path).touch()
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """The servers, each looked for when it is asked for."""
+    yield _servers
+    _servers.close()
+
+
+@pytest.fixture(scope="session")
+def clusters_kept(servers: Servers) -> Iterator[harness.Clusters]:
+    kept = harness.Clusters(servers)
+    yield kept
+    kept.close()
+
+
+@pytest.fixture
+def require(servers: Servers) -> Callable[..., None]:
+    """Skip the test where one of the named servers is absent; fail it where CI is set."""
+
+    def check(*names: str) -> None:
+        for name in names:
+            try:
+                servers.get(name)
+            except ServerAbsent as error:
+                if os.environ.get("CI"):
+                    pytest.fail(str(error), pytrace=False)
+                pytest.skip(str(error))
+
+    return check
+
+
+@pytest.fixture
+def clusters(
+    clusters_kept: harness.Clusters, require: Callable[..., None]
+) -> Iterator[Callable[..., harness.Cluster]]:
+    """Return `harness.Clusters.__call__`, for tests that want to say themselves what they need."""
+
+    def get(backend: str = "redis", broker: str = "redis", **options: Any) -> harness.Cluster:
+        require(broker, *({backend} - {"sqlite"}))
+        return clusters_kept(backend, broker, **options)
+
+    def alone(backend: str = "redis", broker: str = "redis", **options: Any) -> Any:
+        require(broker, *({backend} - {"sqlite"}))
+        return clusters_kept.alone(backend, broker, **options)
+
+    get.alone = alone  # type: ignore[attr-defined]
+    yield get
+    clusters_kept.settle_down()
+
+
+@pytest.fixture(params=harness.BACKENDS)
+def backend_kind(request: pytest.FixtureRequest) -> str:
+    """The result backend; a test that wants fewer parametrizes this name itself."""
+    return request.param
+
+
+@pytest.fixture
+def broker_kind() -> str:
+    """The broker; a test that wants RabbitMQ, too, parametrizes this name itself."""
+    return "redis"
+
+
+@pytest.fixture
+def cluster(
+    request: pytest.FixtureRequest,
+    clusters: Callable[..., harness.Cluster],
+    backend_kind: str,
+    broker_kind: str,
+) -> harness.Cluster:
+    """An app and a ready worker; ``@pytest.mark.cluster(patched=False, ...)`` gives options."""
+    options: dict[str, Any] = {}
+    for mark in reversed(list(request.node.iter_markers("cluster"))):
+        options.update(mark.kwargs)
+    return clusters(backend_kind, broker_kind, **options)
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Record:
+    return Record(tmp_path / "record")
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Gate:
+    return Gate(tmp_path / "gate")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "cluster(patched=True, settings=None, concurrency=2, pool='prefork', **worker):"
+        " options of the fixture `cluster`",
+    )
+
+
+def pytest_report_header() -> list[str]:
+    versions = []
+    for name in SHOWN_VERSIONS:
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"{name} absent")
+    spec = importlib.util.find_spec("chordguard")
+    return [", ".join(versions), f"chordguard from {spec.origin if spec else 'nowhere'}"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    used = [server.describe() for server in _servers.used]
+    terminalreporter.write_line("servers: " + (", ".join(used) or "none"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.stash[_log_starts] = {
+        worker.log: worker.log.stat().st_size for worker in harness.running if worker.log.exists()
+    }
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = (yield).get_result()
+    if not report.failed:
+        return
+    starts = item.stash.get(_log_starts, {})
+    for worker in harness.running:
+        if text := worker.log_text(starts.get(worker.log, 0)):
+            report.sections.append((f"log of {worker.hostname}", text[-LOG_SHOWN:]))

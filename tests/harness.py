@@ -1,0 +1,492 @@
+"""Real workers for the tests, and the outcome of a canvas that they run.
+
+A `Stack` is a broker and a result backend with names of their own, `running_worker` a worker
+process on it, a `Cluster` both with an app for the producer. `Clusters` keeps started clusters for
+the tests that follow: chords have ids of their own and do not disturb each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import redis
+from amqp import ChannelError
+from celery import states
+from celery.canvas import Signature
+from celery.result import ResultSet
+from kombu.utils.encoding import safe_repr
+
+from tests import servers, tasks
+from tests.app_factory import make_app
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from celery import Celery
+
+T = TypeVar("T")
+
+BACKENDS = ("redis", "sqlite", "postgresql", "mysql")
+BROKERS = ("redis", "rabbitmq")
+ROOT = Path(__file__).parent.parent
+
+#: Seconds between two looks at a condition, at first and at most.
+POLL_INTERVAL = 0.01
+POLL_INTERVAL_MAX = 0.1
+#: Seconds that a worker may take until it is ready.
+READY_DEADLINE = 30.0
+#: Seconds that a worker may take to end its tasks after SIGTERM before it is killed.
+STOP_DEADLINE = 10.0
+#: Seconds in which a canvas has to end.
+OUTCOME_DEADLINE = 20.0
+#: Seconds that stored results live on a Redis that others may use, too.
+RESULT_EXPIRES = 600
+#: Clusters kept for the tests that follow.
+CLUSTERS_KEPT = 6
+
+UNLOCK = "celery.chord_unlock"
+
+
+def wait_until(condition: Callable[[], T], timeout: float = 10.0, what: str = "condition") -> T:
+    """Return the first true value of `condition()`; fail after `timeout` seconds, naming `what`."""
+    deadline = time.monotonic() + timeout
+    interval = POLL_INTERVAL
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not in {timeout} s, last value {value!r}")
+        time.sleep(interval)
+        interval = min(interval * 1.3, POLL_INTERVAL_MAX)
+    return value
+
+
+class Stack:
+    """A broker and a result backend for one app: own queues, key prefix, database."""
+
+    def __init__(self, found: servers.Servers, backend: str, broker: str) -> None:
+        self.backend = backend
+        self.broker = broker
+        self.name = f"cg-{uuid.uuid4().hex[:12]}"
+        self._found = found
+        broker_server = found.get(broker)
+        database = found.get(backend) if backend in ("postgresql", "mysql") else None
+        self.broker_url = broker_server.url
+        self.folder = Path(tempfile.mkdtemp(prefix="chordguard-test-"))
+        if database is not None:
+            self.database_url = database.kind.create_database(database)
+        elif backend == "sqlite":
+            self.database_url = f"sqlite:///{self.folder / 'results.sqlite'}"
+        else:
+            self.database_url = None
+        if self.database_url:
+            create_result_tables(self.database_url)
+            self.result_url = f"db+{self.database_url}"
+        else:
+            self.result_url = found.get("redis").url
+
+    def config(self, settings: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return what `make_app` needs; `settings` are Celery's, stronger than the defaults."""
+        defaults: dict[str, Any] = {
+            "broker_url": self.broker_url,
+            "result_backend": self.result_url,
+            "result_expires": RESULT_EXPIRES,
+            # Stock asks every second; the tests have less time.
+            "result_chord_retry_interval": 0.2,
+            "task_default_queue": self.name,
+            "task_default_exchange": self.name,
+            "task_default_routing_key": self.name,
+            "control_exchange": f"{self.name}-control",
+            "event_exchange": f"{self.name}-events",
+            "broker_connection_retry_on_startup": True,
+            "worker_send_task_events": False,
+        }
+        if self.broker == "redis":
+            defaults["broker_transport_options"] = {"global_keyprefix": f"{self.name}:"}
+        return {
+            "name": self.name,
+            "tasks": "tests.tasks",
+            "settings": {**defaults, **(settings or {})},
+        }
+
+    def close(self) -> None:
+        """Remove the queues, the database and the files."""
+        if self.broker == "redis":
+            delete_keys(self.broker_url, f"{self.name}:*")
+        else:
+            delete_queues(self.broker_url, self.name)
+        if self.backend in ("postgresql", "mysql"):
+            database = self._found.get(self.backend)
+            database.kind.drop_database(database, self.database_url)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def create_result_tables(url: str) -> None:
+    """Create Celery's tables with a session manager of our own.
+
+    That of the backend is shared by all apps of a process up to Celery 5.4, which then creates
+    tables in the first database only.
+    """
+    from celery.backends.database.session import SessionManager
+
+    manager = SessionManager()
+    manager.prepare_models(manager.get_engine(url))
+
+
+def delete_keys(url: str, pattern: str) -> None:
+    with contextlib.closing(redis.Redis.from_url(url)) as client:
+        for key in client.scan_iter(pattern, count=1000):
+            client.delete(key)
+
+
+def delete_queues(url: str, name: str) -> None:
+    import kombu
+
+    with kombu.Connection(url) as connection:
+        for what in ("queue_delete", "exchange_delete"):
+            channel = connection.channel()
+            getattr(channel, what)(name)
+        for exchange in (f"{name}-control.pidbox", f"reply.{name}-control.pidbox"):
+            connection.channel().exchange_delete(exchange)
+
+
+class Worker:
+    """A worker process."""
+
+    def __init__(self, process: subprocess.Popen[bytes], hostname: str, log: Path) -> None:
+        self.process = process
+        self.hostname = hostname
+        self.log = log
+        self._asked_to_stop = False
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def log_text(self, start: int = 0) -> str:
+        """Return what the worker logged from byte `start` on."""
+        with self.log.open("rb") as log:
+            log.seek(start)
+            return log.read().decode(errors="replace")
+
+    def kill(self) -> None:
+        """Kill the main process only, as the kernel's out-of-memory killer would."""
+        self.process.kill()
+        self.process.wait()
+
+    def ask_to_stop(self) -> None:
+        """Ask the worker to end its tasks and then itself; a second time is no second request."""
+        if self.is_alive and not self._asked_to_stop:
+            self._asked_to_stop = True
+            self.process.terminate()
+
+    def stop(self, grace: float = STOP_DEADLINE) -> None:
+        """Let the worker end its tasks for `grace` seconds, then kill it and its pool."""
+        self.ask_to_stop()
+        if self.is_alive:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(grace)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def wait_until_ready(worker: Worker, ready_file: Path) -> None:
+    try:
+        wait_until(lambda: ready_file.exists() or not worker.is_alive, READY_DEADLINE, "worker")
+        assert worker.is_alive, f"worker ended with {worker.process.returncode}"
+    except AssertionError as error:
+        raise AssertionError(f"{error} before it was ready:\n{worker.log_text()[-4000:]}") from None
+
+
+#: The workers that run now; the report of a failed test shows their logs.
+running: list[Worker] = []
+
+
+@contextlib.contextmanager
+def running_worker(
+    config: dict[str, Any],
+    *,
+    patched: bool = True,
+    concurrency: int = 2,
+    pool: str = "prefork",
+    loglevel: str = "INFO",
+    python: str = sys.executable,
+    env: dict[str, str] | None = None,
+    **worker_options: Any,
+) -> Iterator[Worker]:
+    """Run a worker until the block ends.
+
+    `config` comes from `Stack.config`, `python` may be that of an environment with another Celery,
+    `worker_options` go to `app.Worker`. The block starts when the worker is ready for tasks.
+    """
+    with tempfile.TemporaryDirectory(prefix="chordguard-worker-") as temporary:
+        folder = Path(temporary)
+        hostname = f"w{uuid.uuid4().hex[:8]}@{config['name']}"
+        ready_file = folder / "ready"
+        options = {
+            "app": config,
+            "patched": patched,
+            "concurrency": concurrency,
+            "pool": pool,
+            "loglevel": loglevel,
+            "hostname": hostname,
+            "ready_file": str(ready_file),
+            "worker": worker_options,
+        }
+        (folder / "options.json").write_text(json.dumps(options))
+        log = folder / "worker.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [python, "-m", "tests.worker", str(folder / "options.json")],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+            )
+        worker = Worker(process, hostname, log)
+        running.append(worker)
+        try:
+            wait_until_ready(worker, ready_file)
+            yield worker
+        finally:
+            worker.stop()
+            running.remove(worker)
+
+
+@dataclass
+class Outcome:
+    """How a canvas ended, or that it did not."""
+
+    state: str
+    #: The value, the exception (state FAILURE), or None (not ended).
+    value: Any
+    seconds: float
+    #: What the worker and the queue looked like when a canvas that did not end was given up.
+    evidence: str
+    result: Any
+
+    @property
+    def hung(self) -> bool:
+        return self.state not in states.READY_STATES
+
+
+class Cluster:
+    """An app for the test to produce with, and a worker that consumes."""
+
+    def __init__(self, stack: Stack, app: Celery, worker: Worker, config: dict[str, Any]) -> None:
+        self.stack = stack
+        self.app = app
+        self.worker = worker
+        self.config = config
+        self.tasks = tasks.named(app)
+        self._has_hung = False
+
+    def run(self, canvas: Any, deadline: float = OUTCOME_DEADLINE, **options: Any) -> Any:
+        """Return the value of a canvas that is expected to succeed."""
+        outcome = self.outcome(canvas, deadline, **options)
+        assert outcome.state == states.SUCCESS, outcome
+        return outcome.value
+
+    def outcome(
+        self,
+        canvas: Any,
+        deadline: float = OUTCOME_DEADLINE,
+        quiet: float | None = None,
+        **options: Any,
+    ) -> Outcome:
+        """Publish `canvas` (or take its result, if already published) and see how it ends.
+
+        Given `quiet`, a canvas for which nothing but polling went on for so many seconds is called
+        hung before the `deadline`. `options` go to ``apply_async``.
+        """
+        result = canvas.apply_async(**options) if isinstance(canvas, Signature) else canvas
+        started = time.monotonic()
+        interval = POLL_INTERVAL
+        idle_since: float | None = None
+        next_look = started + 0.5
+        while not is_ready(result):
+            now = time.monotonic()
+            if now - started > deadline or (quiet and idle_since and now - idle_since > quiet):
+                self._has_hung = True
+                break
+            if quiet and now > next_look:
+                idle_since = (idle_since or time.monotonic()) if self.is_idle() else None
+                next_look = time.monotonic() + 0.25
+            time.sleep(interval)
+            interval = min(interval * 1.3, POLL_INTERVAL_MAX)
+        seconds = time.monotonic() - started
+        state, value = state_and_value(result)
+        evidence = self.evidence(result) if state not in states.READY_STATES else ""
+        return Outcome(state, value, seconds, evidence, result)
+
+    def activity(self) -> dict[str, list[str]] | None:
+        """Return the names of the tasks that the worker holds by state; None if it does not say."""
+        inspect = self.app.control.inspect(destination=[self.worker.hostname], timeout=2)
+        held: dict[str, list[str]] = {}
+        for state in ("active", "reserved", "scheduled"):
+            reply = getattr(inspect, state)()
+            if not reply:
+                return None
+            held[state] = [
+                entry.get("request", entry)["name"] for entry in reply[self.worker.hostname]
+            ]
+        return held
+
+    def queue_length(self) -> int:
+        with self.app.connection_for_write() as connection:
+            try:
+                queue = connection.default_channel.queue_declare(self.stack.name, passive=True)
+            except ChannelError:
+                # On Redis a queue without messages does not exist.
+                return 0
+            return queue.message_count
+
+    def is_idle(self) -> bool:
+        """Tell whether no task but ``celery.chord_unlock`` is queued, waiting or running."""
+        held = self.activity()
+        if held is None:
+            return False
+        return self.queue_length() == 0 and not [
+            name for names in held.values() for name in names if name != UNLOCK
+        ]
+
+    def evidence(self, result: Any) -> str:
+        """Describe what is known of a canvas that did not end."""
+        lines = [f"worker alive: {self.worker.is_alive}"]
+        if self.worker.is_alive:
+            lines += [f"worker holds: {self.activity()}", f"queue: {self.queue_length()}"]
+        while result is not None:
+            for member in getattr(result, "results", None) or [result]:
+                held = safe_repr(state_and_value(member))
+                lines.append(f"{type(member).__name__} {member.id}: {held}")
+            result = result.parent
+        return "\n".join(lines)
+
+    def settle_down(self) -> None:
+        """Revoke the pollers of chords that hung, which would load the tests that follow."""
+        if not self._has_hung or not self.worker.is_alive:
+            return
+        self._has_hung = False
+        inspect = self.app.control.inspect(destination=[self.worker.hostname], timeout=2)
+        pollers = {
+            request["id"]
+            for state in ("active", "reserved", "scheduled")
+            for entry in (getattr(inspect, state)() or {}).get(self.worker.hostname, ())
+            if (request := entry.get("request", entry))["name"] == UNLOCK
+        }
+        if pollers:
+            self.app.control.revoke(list(pollers), destination=[self.worker.hostname])
+
+
+def is_ready(result: Any) -> bool:
+    if isinstance(result, ResultSet):
+        return all(is_ready(member) for member in result.results)
+    return result.state in states.READY_STATES
+
+
+def state_and_value(result: Any) -> tuple[str, Any]:
+    """Return how `result` ended, without raising and without looking at its parents."""
+    if not isinstance(result, ResultSet):
+        state = result.state
+        return state, result.result if state in states.READY_STATES else None
+    ended = [state_and_value(member) for member in result.results]
+    for state, value in ended:
+        if state in states.PROPAGATE_STATES:
+            return state, value
+    for state, _ in ended:
+        if state not in states.READY_STATES:
+            return state, None
+    return states.SUCCESS, [value for _, value in ended]
+
+
+class Clusters:
+    """The clusters of one test session. Called with equal arguments it gives the same one again."""
+
+    def __init__(self, found: servers.Servers) -> None:
+        self._found = found
+        self._kept: OrderedDict[str, tuple[Cluster, contextlib.ExitStack]] = OrderedDict()
+        self._leaving: list[contextlib.ExitStack] = []
+
+    def __call__(
+        self,
+        backend: str = "redis",
+        broker: str = "redis",
+        *,
+        patched: bool = True,
+        settings: dict[str, Any] | None = None,
+        **worker: Any,
+    ) -> Cluster:
+        """Return a cluster that may be shared; `worker` goes to `running_worker`."""
+        key = json.dumps([backend, broker, patched, settings or {}, worker], sort_keys=True)
+        if key in self._kept and not self._kept[key][0].worker.is_alive:
+            self._dismiss(key)
+        if key not in self._kept:
+            if len(self._kept) >= CLUSTERS_KEPT:
+                self._dismiss(next(iter(self._kept)))
+            with contextlib.ExitStack() as closing:
+                cluster = closing.enter_context(
+                    self.alone(backend, broker, patched=patched, settings=settings, **worker)
+                )
+                self._kept[key] = (cluster, closing.pop_all())
+        self._kept.move_to_end(key)
+        cluster = self._kept[key][0]
+        # Canvases ask for the current app here and there.
+        cluster.app.set_current()
+        return cluster
+
+    @contextlib.contextmanager
+    def alone(
+        self,
+        backend: str = "redis",
+        broker: str = "redis",
+        *,
+        patched: bool = True,
+        settings: dict[str, Any] | None = None,
+        **worker: Any,
+    ) -> Iterator[Cluster]:
+        """Run a cluster for one test, which may do to it what it likes."""
+        with contextlib.closing(Stack(self._found, backend, broker)) as stack:
+            config = stack.config(settings)
+            with running_worker(config, patched=patched, **worker) as process:
+                app = make_app(config, patched)
+                app.set_current()
+                try:
+                    yield Cluster(stack, app, process, config)
+                finally:
+                    app.close()
+
+    def settle_down(self) -> None:
+        for cluster, _ in self._kept.values():
+            cluster.settle_down()
+
+    def _dismiss(self, key: str) -> None:
+        """Tell a cluster to end; it has time until the next one is told."""
+        self._close_leaving()
+        cluster, closing = self._kept.pop(key)
+        cluster.worker.ask_to_stop()
+        self._leaving.append(closing)
+
+    def _close_leaving(self) -> None:
+        while self._leaving:
+            self._leaving.pop().close()
+
+    def close(self) -> None:
+        for cluster, closing in self._kept.values():
+            cluster.worker.ask_to_stop()
+            self._leaving.append(closing)
+        self._kept.clear()
+        self._close_leaving()

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+from celery import chord
+from celery.exceptions import ChordError, TimeoutError
+
+ACTS_IN_PRODUCER = True
+
+#: Members of the header that are not done while the test waits.
+SIZE = 40
+
+pytestmark = pytest.mark.parametrize("backend_kind", ["redis", "sqlite"])
+
+
+def reads_while_waiting(cluster, gate, monkeypatch):
+    """Return how many results of members were read one by one, and the chord's result."""
+    t = cluster.tasks
+    result = chord(
+        [t.wait_for_file.s(gate.path, i) for i in range(SIZE)], t.collect.s()
+    ).apply_async()
+    reads = []
+    read = cluster.app.backend._get_task_meta_for
+
+    def counting(task_id):
+        reads.append(task_id)
+        return read(task_id)
+
+    monkeypatch.setattr(cluster.app.backend, "_get_task_meta_for", counting)
+    with pytest.raises(TimeoutError):
+        result.get(timeout=2.2, interval=0.1)
+    gate.open()
+    return len([task_id for task_id in reads if task_id != result.id]), result
+
+
+def test_waiting_reads_every_member_again_and_again(without_fix, gate, monkeypatch):
+    reads, result = reads_while_waiting(without_fix, gate, monkeypatch)
+
+    assert reads >= 2 * SIZE
+    assert list(range(SIZE)) == without_fix.run(result)
+
+
+def test_waiting_reads_members_in_bulk(with_fix, gate, monkeypatch):
+    reads, result = reads_while_waiting(with_fix, gate, monkeypatch)
+
+    assert 0 == reads
+    assert list(range(SIZE)) == result.get(timeout=20)
+
+
+def test_waiting_raises_the_error_of_a_member_before_the_chord_ends(with_fix, gate):
+    t = with_fix.tasks
+    result = chord([t.fail.s(), t.wait_for_file.s(gate.path)], t.collect.s()).apply_async()
+
+    with pytest.raises((ValueError, ChordError), match="boom"):
+        result.get(timeout=10)
+    gate.open()
+    assert "FAILURE" == with_fix.outcome(result).state
+
+
+def test_waiting_leaves_the_result_as_it_was(with_fix):
+    t = with_fix.tasks
+    result = chord([t.echo.s(1), t.echo.s(2)], t.tsum.s()).apply_async()
+
+    assert 3 == result.get(timeout=10)
+    assert "_parents" not in vars(result)
+    assert 3 == result.get(timeout=10)

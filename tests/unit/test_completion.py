@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from celery import Celery, chain, chord, group
+from celery.exceptions import ChordError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chordguard import completion
+from chordguard.backends import StoredResult
+from chordguard.policy import Policy
+from tests import tasks
+
+FAILED = {"exc_type": "ValueError", "exc_message": ["boom"], "exc_module": "builtins"}
+
+TOLERANT = Policy(tolerate=True, error_format="string", max_errors=None, timeout=None)
+STRICT = Policy(tolerate=False, error_format="string", max_errors=None, timeout=None)
+
+
+def done(**values):
+    return {
+        id_: StoredResult(id_, "FAILURE" if value is FAILED else "SUCCESS", value)
+        for id_, value in values.items()
+    }
+
+
+class TestCollecting:
+    def test_results_come_in_header_order_nested_as_the_header(self):
+        results = done(d=4, c=3, b=2, a=1)
+
+        assert [1, [2, [3]], 4] == completion.collect(["a", ["b", ["c"]], "d"], results, STRICT)
+
+    def test_failed_member_is_handed_over(self):
+        results = done(a=1, b=FAILED)
+
+        assert [1, "ValueError: boom"] == completion.collect(["a", "b"], results, TOLERANT)
+
+    def test_position_is_counted_over_all_members(self):
+        policy = Policy(tolerate=True, error_format="dict", max_errors=None, timeout=None)
+        results = done(a=1, b=2, c=FAILED, d=FAILED)
+
+        _, (_, first), second = completion.collect(["a", ["b", "c"], "d"], results, policy)
+
+        assert [2, 3] == [first["index"], second["index"]]
+
+    @pytest.mark.parametrize("state", ["FAILURE", "REVOKED"])
+    def test_failed_states(self, state):
+        results = {"a": StoredResult("a", state, FAILED)}
+
+        assert ["ValueError: boom"] == completion.collect(["a"], results, TOLERANT)
+
+    def test_member_without_a_result_is_lost(self):
+        value, lost = completion.collect(["a", "b"], done(a=1), TOLERANT)
+
+        assert 1 == value
+        assert lost.startswith("ChordMemberLost: no result of this header task")
+
+    def test_value_none_is_a_value(self):
+        assert [None] == completion.collect(["a"], done(a=None), STRICT)
+
+    def test_empty_header(self):
+        assert [] == completion.collect([], {}, STRICT)
+
+    @pytest.mark.parametrize(
+        ("policy", "allowance"),
+        [
+            (STRICT, "none is tolerated"),
+            (Policy(True, "string", 1, None), "1 are tolerated"),
+            (Policy(True, "string", 0.5, None), "a share of 0.5 is tolerated"),
+        ],
+    )
+    def test_too_many_failures_are_all_named(self, policy, allowance):
+        with pytest.raises(ChordError) as caught:
+            completion.collect(["a", ["b"], "c"], done(a=FAILED, c=3), policy)
+
+        message = str(caught.value)
+        assert message.startswith(f"2 of 3 header tasks failed, {allowance}: ")
+        assert "a ValueError: boom" in message
+        assert "b ChordMemberLost: " in message
+
+
+headers = st.recursive(
+    st.integers(0, 999).map(str), lambda inner: st.lists(inner, max_size=4), max_leaves=12
+).filter(lambda header: isinstance(header, list))
+
+
+@given(headers, st.sets(st.integers(0, 999)))
+def test_collecting_keeps_the_shape_and_drops_nobody(header, failing):
+    ids = list(completion.leaf_ids(header))
+    results = done(**{id_: FAILED if int(id_) in failing else int(id_) for id_ in ids})
+
+    collected = completion.collect(header, results, TOLERANT)
+
+    def expected(items):
+        for item in items:
+            if isinstance(item, list):
+                yield list(expected(item))
+            else:
+                yield "ValueError: boom" if int(item) in failing else int(item)
+
+    assert list(expected(header)) == collected
+
+
+@pytest.fixture
+def app():
+    app = Celery("completion", broker="memory://", backend="db+sqlite://")
+    tasks.register(app)
+    app.set_current()
+    return app
+
+
+@pytest.fixture
+def t(app):
+    return tasks.named(app)
+
+
+def waiting_for(signature):
+    return [leaf["options"]["task_id"] for leaf in completion.waiting_for(signature)]
+
+
+def through_json(signature):
+    return json.loads(json.dumps(signature))
+
+
+@pytest.mark.parametrize("transport", [lambda signature: signature, through_json])
+class TestWaiting:
+    def test_task(self, t, transport):
+        body = t.collect.s()
+        result = body.freeze()
+
+        assert [result.id] == waiting_for(transport(body))
+
+    def test_group_waits_with_each_task(self, t, transport):
+        body = group(t.echo.s(), t.echo.s(), group(t.echo.s(), t.echo.s()))
+        result = body.freeze()
+
+        assert sorted(leaves(result)) == sorted(waiting_for(transport(body)))
+
+    def test_chain_waits_with_each_step(self, t, transport):
+        body = chain(t.echo.s(), t.echo.s(), t.echo.s())
+        result = body.freeze()
+
+        assert [result.parent.parent.id, result.parent.id, result.id] == waiting_for(
+            transport(body)
+        )
+
+    def test_chord_waits_with_its_body(self, t, transport):
+        body = chord([t.echo.s()], t.collect.s())
+        result = body.freeze()
+
+        assert [result.id] == waiting_for(transport(body))
+
+    def test_chord_of_chords_waits_with_the_innermost_body(self, t, transport):
+        body = chord([t.echo.s()], chord([t.echo.s()], chain(t.echo.s(), t.collect.s())))
+        result = body.freeze()
+
+        assert result.id == waiting_for(transport(body))[-1]
+
+    def test_what_is_chained_after_it_waits_too(self, t, transport):
+        body = t.echo.s()
+        body.freeze()
+        rest = chain(t.echo.s(), group(t.echo.s(), t.echo.s()))
+        steps = list(rest.tasks)
+        results = [step.freeze() for step in steps]
+        body.options["chain"] = list(reversed(steps))
+
+        expected = [body.options["task_id"], *leaves(results[0]), *leaves(results[1])]
+        assert expected == waiting_for(transport(body))
+
+    def test_chained_steps_may_be_left_out(self, t, transport):
+        body = t.echo.s()
+        body.freeze()
+        body.options["chain"] = [t.echo.s()]
+
+        assert 1 == len(list(completion.waiting_for(transport(body), follow_chain=False)))
+
+
+def leaves(result):
+    if getattr(result, "results", None) is None:
+        return [result.id]
+    return [leaf for member in result.results for leaf in leaves(member)]
+
+
+def test_header_is_nested_as_the_results_are(app):
+    nested = app.GroupResult("g", [app.AsyncResult("b"), app.AsyncResult("c")])
+
+    header = completion.header_of([app.AsyncResult("a"), nested])
+
+    assert ["a", ["b", "c"]] == header
+    assert ["a", "b", "c"] == list(completion.leaf_ids(header))

@@ -1,0 +1,422 @@
+"""The doctor finds what endangers the chords of an app and says what to do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from datetime import timedelta
+from pathlib import Path
+
+import celery
+import pytest
+from celery import Celery
+from click.testing import CliRunner
+
+import chordguard
+from chordguard import _patch, doctor, install_patches
+from chordguard.__main__ import FINE, UNUSABLE, WRONG, main
+
+SECRET = "hunter2"
+REDIS = f"redis://:{SECRET}@localhost:1/0"
+
+
+def make_app(backend: str = REDIS, patched: bool = True, **settings: object) -> Celery:
+    app = Celery("examined", broker="memory://", backend=backend, set_as_current=False)
+    app.conf.update(settings)
+    if patched:
+        install_patches(app)
+    return app
+
+
+@pytest.fixture
+def sqlite(tmp_path):
+    return f"db+sqlite:///{tmp_path / 'results.sqlite'}"
+
+
+def subjects(app: Celery) -> list[str]:
+    return [finding.subject for finding in doctor.examine(app)]
+
+
+def only_finding(app: Celery) -> doctor.Finding:
+    findings = doctor.examine(app)
+    assert 1 == len(findings), findings
+    return findings[0]
+
+
+def warning(app: Celery) -> str | None:
+    app.finalize()
+    return doctor.short_polling(app, app.tasks[doctor.UNLOCK])
+
+
+# Nothing to find
+
+
+def test_patched_app_with_defaults_is_fine_on_redis():
+    assert [] == doctor.examine(make_app())
+
+
+def test_patched_app_with_defaults_is_fine_on_sql(sqlite):
+    assert [] == doctor.examine(make_app(sqlite))
+
+
+# The patches
+
+
+def test_app_without_patches_is_told_how_to_install_them():
+    finding = only_finding(make_app(patched=False))
+
+    assert "install_patches" == finding.subject
+    assert "chordguard.install_patches(app)" in finding.remedy
+
+
+def test_setting_that_celery_alone_ignores():
+    app = make_app(patched=False, chord_unlock_max_retries=5000, chord_propagate_errors=False)
+
+    assert ["install_patches", "chord_propagate_errors, chord_unlock_max_retries"] == subjects(app)
+
+
+def test_untested_celery(monkeypatch):
+    monkeypatch.setattr(celery, "__version__", "5.99.0")
+    app = make_app(patched=False)
+
+    assert ["install_patches", "Celery 5.99.0"] == subjects(app)
+
+
+def test_fix_that_does_not_act(monkeypatch):
+    app = make_app()
+    failed = _patch.Outcome("header_order", ("B10",), "failed", "its target is not there")
+    monkeypatch.setattr(_patch, "outcomes", lambda app: [failed])
+
+    finding = only_finding(app)
+
+    assert "the fix header_order" == finding.subject
+    assert "its target is not there" in finding.danger
+
+
+# Settings that make no sense
+
+
+def test_every_invalid_setting_is_told():
+    app = make_app(patched=False, chord_max_errors=-1, chord_timeout="soon")
+
+    dangers = [f.danger for f in doctor.examine(app) if f.subject == "invalid setting"]
+
+    assert ["chord_max_errors", "chord_timeout"] == [danger.split()[0] for danger in dangers]
+
+
+def test_invalid_setting_of_an_app_configured_after_the_patches_does_not_crash(sqlite):
+    app = Celery("examined", broker="memory://", backend=sqlite, set_as_current=False)
+    install_patches(app)
+    app.conf.update(chord_propagate_errors="no", result_expires=60)
+
+    findings = doctor.examine(app)
+
+    assert ["invalid setting", "result_expires"] == [finding.subject for finding in findings]
+    assert "look again" in findings[0].remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("chord_unlock_retry_dely", "did you mean chord_unlock_retry_delay?"),
+        ("chord_fix_header_oder", "did you mean chord_fix_header_order?"),
+        ("chord_colour", "remove it"),
+    ],
+)
+def test_unknown_setting(name, remedy):
+    class Settings:
+        broker_url = "memory://"
+        result_backend = REDIS
+
+    setattr(Settings, name, True)
+    app = Celery("examined", set_as_current=False)
+    app.config_from_object(Settings)
+
+    assert (name, remedy) in [(f.subject, f.remedy) for f in doctor.examine(app)]
+
+
+def test_unknown_setting_in_a_namespace():
+    class Settings:
+        CELERY_BROKER_URL = "memory://"
+        CELERY_RESULT_BACKEND = REDIS
+        CELERY_CHORD_UNLOCK_RETRY_DELY = 1
+
+    app = Celery("examined", set_as_current=False)
+    app.config_from_object(Settings, namespace="CELERY")
+
+    assert "chord_unlock_retry_dely" in subjects(app)
+
+
+# Short polling
+
+
+@pytest.mark.parametrize(
+    ("annotations", "key"),
+    [
+        ({doctor.UNLOCK: {"max_retries": 3}}, doctor.UNLOCK),
+        ([{"other": {}}, {doctor.UNLOCK: {"max_retries": 3}}], doctor.UNLOCK),
+        ({"*": {"max_retries": 3}}, "*"),
+    ],
+)
+@pytest.mark.parametrize("patched", [True, False])
+def test_annotation_that_bounds_the_polls(sqlite, annotations, key, patched):
+    app = make_app(sqlite, patched, task_annotations=annotations)
+
+    text = warning(app)
+
+    assert text.startswith(f"task_annotations[{key!r}]['max_retries'] = 3: a chord is polled for")
+    assert "about 3 s only" in text
+    assert "\n" not in text
+    assert text.partition(": ")[0] in subjects(app)
+
+
+def test_setting_that_bounds_the_polls(sqlite):
+    app = make_app(sqlite, chord_unlock_max_retries=10, chord_unlock_retry_delay=0.5)
+
+    assert "chord_unlock_max_retries = 10: a chord is polled for about 5 s only" in warning(app)
+
+
+def test_lower_bound_is_told(sqlite):
+    annotations = {doctor.UNLOCK: {"max_retries": 3}}
+    app = make_app(sqlite, chord_unlock_max_retries=10, task_annotations=annotations)
+
+    assert warning(app).startswith("task_annotations")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"chord_unlock_max_retries": 60},
+        {"chord_unlock_max_retries": 6, "chord_unlock_retry_delay": timedelta(seconds=10)},
+        {"chord_unlock_max_retries": 6, "chord_unlock_retry_backoff": 2.0},
+        {"chord_unlock_max_retries": None},
+    ],
+)
+def test_polling_for_a_minute_is_long_enough(sqlite, settings):
+    assert warning(make_app(sqlite, **settings)) is None
+
+
+def test_nothing_is_polled_on_redis():
+    annotations = {"*": {"max_retries": 3}}
+
+    assert [] == doctor.examine(make_app(task_annotations=annotations))
+
+
+def test_our_bound_does_not_count_without_the_patches(sqlite):
+    assert warning(make_app(sqlite, patched=False, chord_unlock_max_retries=3)) is None
+
+
+def test_our_bound_does_not_count_with_the_fix_switched_off(sqlite):
+    app = make_app(sqlite, chord_unlock_max_retries=3, chord_fix_bounded_unlock=False)
+
+    assert warning(app) is None
+
+
+def test_backoff_in_an_annotation_is_useless(sqlite):
+    annotations = {doctor.UNLOCK: {"retry_backoff": True, "retry_backoff_max": 60}}
+
+    finding = only_finding(make_app(sqlite, task_annotations=annotations))
+
+    assert "retry_backoff, retry_backoff_max has no effect on polls" == finding.danger
+
+
+# Results that expire or are not kept
+
+
+@pytest.mark.parametrize("expires", [60, timedelta(minutes=59)])
+def test_results_that_expire_soon(sqlite, expires):
+    assert ["result_expires"] == subjects(make_app(sqlite, result_expires=expires))
+
+
+def test_results_that_expire_before_the_chord_times_out():
+    finding = only_finding(make_app(result_expires=7200, chord_timeout=timedelta(hours=3)))
+
+    assert "result_expires" == finding.subject
+    assert "chord_timeout = 10800" in finding.danger
+
+
+@pytest.mark.parametrize("expires", [0, None])
+def test_results_that_never_expire(sqlite, expires):
+    assert ["result_expires"] == subjects(make_app(result_expires=expires))
+    assert [] == doctor.examine(make_app(sqlite, result_expires=expires))
+
+
+@pytest.mark.skipif(_patch.celery_version() < _patch.celery_5_7, reason="a setting of Celery 5.7")
+def test_chord_keys_may_live_longer_than_results():
+    assert [] == doctor.examine(make_app(result_expires=600, result_chord_expires=86400))
+
+
+def test_no_results_at_all(sqlite):
+    assert ["task_ignore_result"] == subjects(make_app(sqlite, task_ignore_result=True))
+    assert [] == doctor.examine(make_app(task_ignore_result=True))
+
+
+def test_tasks_that_keep_no_result(sqlite):
+    def do() -> None:
+        pass
+
+    app = make_app(sqlite)
+    for number in range(7):
+        app.task(name=f"quiet.{number}", ignore_result=True, shared=False)(do)
+    app.task(name="loud", shared=False)(do)
+
+    finding = only_finding(app)
+
+    assert "ignore_result" == finding.subject
+    assert "quiet.0, quiet.1, quiet.2, quiet.3, quiet.4 and 2 more" in finding.danger
+
+
+# Backends and modes
+
+
+def test_app_without_result_backend():
+    app = Celery("examined", broker="memory://", set_as_current=False)
+    install_patches(app)
+
+    assert "no result backend" in only_finding(app).danger
+
+
+def test_unsupported_result_backend():
+    assert ["result_backend"] == subjects(make_app("cache+memory://"))
+
+
+def test_result_backend_that_cannot_be_loaded():
+    finding = only_finding(make_app("nonsense://"))
+
+    assert "result_backend" == finding.subject
+    assert "cannot be loaded" in finding.danger
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("task_always_eager", True),
+        ("result_chord_join_timeout", 0.5),
+        ("task_allow_error_cb_on_chord_header", True),
+    ],
+)
+def test_settings_of_celery(name, value):
+    assert [name] == subjects(make_app(**{name: value}))
+
+
+# Passwords
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("at redis://:hunter2@host:1/0.", "at redis://**@host:1/0."),
+        ("'db+mysql://me:hunt@er2@host/x'", "'db+mysql://**@host/x'"),
+        ("redis://host/0?password=hunter2&db=1", "redis://host/0?password=**&db=1"),
+        ("mail me@example.org", "mail me@example.org"),
+    ],
+)
+def test_passwords_are_masked(text, masked):
+    assert masked == doctor.without_passwords(text)
+
+
+# The command
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """Write a module with an app into the working directory; return its name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    made = []
+
+    def write(source: str) -> str:
+        name = f"project_{tmp_path.name.replace('-', '_')}_{len(made)}"
+        made.append(name)
+        (tmp_path / f"{name}.py").write_text(textwrap.dedent(source))
+        return name
+
+    yield write
+    for name in made:
+        sys.modules.pop(name, None)
+
+
+GOOD = f"""
+    from celery import Celery
+    from chordguard import install_patches
+
+    app = Celery("good", broker="memory://", backend="{REDIS}", set_as_current=False)
+    install_patches(app)
+"""
+
+
+def invoke(name: str):
+    return CliRunner().invoke(main, ["doctor", "-A", name])
+
+
+@pytest.mark.parametrize("suffix", ["", ":app", ".app"])
+def test_command_prints_the_report(project, suffix):
+    result = invoke(project(GOOD) + suffix)
+
+    assert FINE == result.exit_code, result.output
+    assert f"chordguard on Celery {celery.__version__}" in result.stdout
+    assert "  header_order: applied" in result.stdout
+    assert "0 dangerous findings" in result.stderr
+
+
+def test_command_tells_what_is_dangerous_without_passwords(project):
+    result = invoke(project(GOOD + f"    app.conf.result_backend = 'x://u:{SECRET}@host'\n"))
+
+    assert WRONG == result.exit_code, result.output
+    assert "result_backend: the result backend cannot be loaded" in result.stdout
+    assert "1 dangerous finding\n" in result.stderr
+    assert SECRET not in result.output
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("raise RuntimeError('not today')", "RuntimeError: not today"),
+        ("app = 3", "expected a Celery app, found 3"),
+        (GOOD + "    app.conf.imports = ['no_such_module']\n", "No module named 'no_such_module'"),
+        (GOOD + "    app.task(name='x', shared=False)(lambda: 1)\n", "SyntaxError"),
+        (
+            GOOD.replace(
+                "install_patches(app)", "app.conf.update(chord_timeout=-1); app.finalize()"
+            )
+            + "    install_patches(app)\n",
+            "SettingError: chord_timeout = -1 makes no sense",
+        ),
+    ],
+)
+def test_command_tells_why_an_app_cannot_be_loaded(project, source, reason):
+    result = invoke(project(source))
+
+    assert UNUSABLE == result.exit_code, result.output
+    assert "" == result.stdout
+    assert reason in result.stderr
+
+
+def test_command_wants_an_app():
+    assert UNUSABLE == CliRunner().invoke(main, ["doctor"]).exit_code
+
+
+def test_looking_creates_no_tables(project, tmp_path):
+    source = GOOD.replace(REDIS, f"db+sqlite:///{tmp_path / 'results.sqlite'}")
+
+    result = invoke(project(source))
+
+    assert FINE == result.exit_code, result.output
+    assert not (tmp_path / "results.sqlite").exists()
+
+
+def test_module_is_run_as_a_command(project):
+    name = project(GOOD)
+    source = str(Path(chordguard.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-m", "chordguard", "doctor", "-A", name],
+        env={**os.environ, "PYTHONPATH": source},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert FINE == done.returncode, done.stderr
+    assert "applied" in done.stdout

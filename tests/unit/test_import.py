@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import chordguard
+
+#: Milliseconds that it may add to an `import celery`.
+MOST = 20.0
+RUNS = 5
+
+MEASURE = """
+import json, sys, time
+import celery
+celery.Celery
+before, start = set(sys.modules), time.perf_counter()
+import chordguard
+seconds = time.perf_counter() - start
+print(json.dumps([seconds * 1000, sorted(set(sys.modules) - before)]))
+"""
+
+
+def run(code):
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+@pytest.mark.parametrize("package", ["redis", "sqlalchemy", "wrapt"])
+def test_import_brings_no_package_along(package):
+    milliseconds, modules = json.loads(run(MEASURE))
+
+    assert package not in {name.partition(".")[0] for name in modules}
+
+
+def test_import_costs_next_to_nothing():
+    assert min(json.loads(run(MEASURE))[0] for _ in range(RUNS)) < MOST
+
+
+def test_installing_imports_no_driver():
+    code = """
+import sys
+from celery import Celery
+from chordguard import install_patches
+install_patches(Celery("app"))
+assert not {"redis", "sqlalchemy"} & set(sys.modules), "a driver was imported"
+"""
+    run(code)
+
+
+def test_every_public_name_is_there():
+    assert sorted(chordguard.__all__) == [name for name in dir(chordguard) if name in chordguard.__all__]
+    for name in chordguard.__all__:
+        assert getattr(chordguard, name).__doc__
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no_such_name"):
+        chordguard.no_such_name  # noqa: B018

@@ -1,0 +1,51 @@
+"""Run one worker: ``python -m tests.worker OPTIONS.json``.
+
+Not through the ``celery`` command, since that of Celery 5.2.7 does not start on Python 3.12.
+The options are those that `harness.running_worker` writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def main(path: str) -> int:
+    options = json.loads(Path(path).read_text())
+    if options["pool"] in ("gevent", "eventlet"):
+        # Has to come before anything else imports socket or threading.
+        from celery import maybe_patch_concurrency
+
+        maybe_patch_concurrency(["worker", "-P", options["pool"]], ["-P"], ["--pool"])
+
+    from celery.signals import worker_ready
+
+    from tests.app_factory import make_app
+
+    ready_file = Path(options["ready_file"])
+
+    @worker_ready.connect(weak=False)
+    def tell_ready(**kwargs: Any) -> None:
+        ready_file.write_text(str(os.getpid()))
+
+    app = make_app(options["app"], options["patched"])
+    app.set_default()
+    worker = app.Worker(
+        hostname=options["hostname"],
+        pool=options["pool"],
+        concurrency=options["concurrency"],
+        loglevel=options["loglevel"],
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+        **options["worker"],
+    )
+    worker.start()
+    return worker.exitcode or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
