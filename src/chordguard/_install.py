@@ -12,7 +12,7 @@ from celery._state import connect_on_app_finalize
 
 from . import _patch, backends, settings
 from . import patches as _all_patches  # noqa: F401 - fills the registry
-from .errors import UntestedCeleryWarning
+from .errors import SettingError, UntestedCeleryWarning
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -137,7 +137,12 @@ def _hook_finalize() -> None:
 
 def _check_settings(app: Celery) -> None:
     if _patch.is_patched(app):
-        settings.check(app, tuple(_patch.registry))
+        try:
+            settings.check(app, tuple(_patch.registry))
+        except SettingError:
+            # Celery takes the app for finalized already: it would be used half made.
+            app.finalized = False
+            raise
 
 
 def _when_finalized(sender: Celery, **_: Any) -> None:

@@ -22,6 +22,7 @@ __all__ = (
     "announce",
     "is_database",
     "is_redis",
+    "is_supported",
     "read_metas",
     "read_results",
     "ready_states",
@@ -61,20 +62,26 @@ def is_database(backend: Any) -> bool:
     return _is_a(backend, "celery.backends.database", "DatabaseBackend")
 
 
+def is_supported(backend: Any) -> bool:
+    """Tell whether `backend` is one whose chords are looked after."""
+    return is_redis(backend) or is_database(backend)
+
+
 def why_unsupported(app: Celery) -> str | None:
     """Return why chords of `app` stay as they are, or None where its backend is supported."""
     try:
         backend = app.backend
     except Exception as exc:  # noqa: BLE001 - whatever a driver raises
         return f"the result backend cannot be loaded: {exc}"
-    if is_redis(backend) or is_database(backend):
+    if is_supported(backend):
         return None
     name = type(backend).__name__
     if name == "DisabledBackend":
         return "the app has no result backend: Celery cannot run chords without one"
     return (
-        f"the result backend {type(backend).__module__}.{name} is not supported: its chords stay "
-        "as they are; expected redis://, sentinel:// or db+..., as Celery's own backends"
+        f"the result backend {type(backend).__module__}.{name} is not supported: failed "
+        "members are not tolerated there and polls are not bounded; expected redis://, "
+        "sentinel:// or db+..., with Celery's own backends"
     )
 
 

@@ -16,6 +16,7 @@ from celery.exceptions import ChordError
 from .backends import StoredResult
 from .errors import ChordMemberLost
 from .failures import describe, record_of
+from .policy import tolerates
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -30,6 +31,7 @@ __all__ = (
     "finish",
     "header_of",
     "leaf_ids",
+    "left_to_outer",
     "return_part",
     "settle",
     "waiting_for",
@@ -223,9 +225,10 @@ def call_errbacks(
 ) -> None:
     """Call each errback of the `body`, and of what the body is made of, once.
 
-    `task_id` is the id of the body's result, for a part of it that has no id of its own.
+    `task_id` is the id of the body's result, for a part of it that has no id of its own. What
+    the body of a strict chord around this one calls, too, is left to that one.
     """
-    called: list[Any] = []
+    called = left_to_outer(backend.app, body)
     for signature in _with_inner(body):
         request = _request_of(signature)
         request.id = request.id or task_id
@@ -237,6 +240,18 @@ def call_errbacks(
                 backend._call_task_errbacks(request, exc, None)
             except Exception:
                 logger.exception("An errback of the chord's body %s raised", request.id)
+
+
+def left_to_outer(app: Celery, body: Mapping[str, Any]) -> list[Any]:
+    """Return the errbacks that the chord around this one calls when it fails in its turn.
+
+    Celery links an errback of the outer chord to the bodies of the chords in its header, too.
+    """
+    chords = ((leaf.get("options") or {}).get("chord") for leaf in waiting_for(body))
+    outer = next(filter(None, chords), None)
+    if outer is None or tolerates(app, outer):
+        return []
+    return _as_list((outer.get("options") or {}).get("link_error"))
 
 
 def _with_inner(signature: Any) -> Iterator[Mapping[str, Any]]:
@@ -267,5 +282,5 @@ def _allowance(policy: Policy) -> str:
     if not policy.tolerate:
         return "none is tolerated"
     if isinstance(policy.max_errors, float):
-        return f"a share of {policy.max_errors:g} is tolerated"
-    return f"{policy.max_errors} are tolerated"
+        return f"at most a share of {policy.max_errors:g} tolerated"
+    return f"at most {policy.max_errors} tolerated"

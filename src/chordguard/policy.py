@@ -169,12 +169,22 @@ def strict(chord_or_body: S, *, timeout: float | None = _UNSET) -> S:
     return _choose(chord_or_body, {"tolerate": False, "timeout": timeout})
 
 
-def choice_of(signature: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Return the choice that travels in the headers of `signature`, if it is there."""
-    options = signature.get("options") if isinstance(signature, Mapping) else None
+def choice_of(signature: Any) -> Mapping[str, Any] | None:
+    """Return the choice that travels in the headers of `signature`, if it is there.
+
+    ``chord | task`` makes a chain of the body, and of the task: it begins with the body that
+    was marked.
+    """
+    if not isinstance(signature, Mapping):
+        return None
+    options = signature.get("options")
     headers = options.get("headers") if isinstance(options, Mapping) else None
     choice = headers.get(HEADER) if isinstance(headers, Mapping) else None
-    return choice if isinstance(choice, Mapping) else None
+    if isinstance(choice, Mapping):
+        return choice
+    if signature.get("subtask_type") == "chain":
+        return choice_of(next(iter((signature.get("kwargs") or {}).get("tasks") or ()), None))
+    return None
 
 
 def _in_seconds(value: Any) -> Any:

@@ -6,12 +6,14 @@ again and again whether all members are ready; each look is a retry of that task
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from celery.canvas import maybe_signature
 from celery.exceptions import ChordError
@@ -24,7 +26,12 @@ from .policy import Policy
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("Poll", "PolledHeader")
+__all__ = ("Poll", "PolledHeader", "delay_before", "warn_of_short_polling")
+
+logger = logging.getLogger("chordguard")
+
+#: The apps whose bounds have been looked at.
+_warned: WeakSet[Any] = WeakSet()
 
 #: The keyword argument of `chord_unlock` in which a poll tells the next one how many members
 #: were ready and since when (Unix time in seconds). Stock workers pass it on unread.
@@ -180,7 +187,7 @@ class Poll:
             if result.state in self.app.backend.READY_STATES
         }
         body = maybe_signature(self.body, app=self.app)
-        completion.logger.warning("Chord %s is settled %s", self.group_id, reason)
+        logger.warning("Chord %s is settled %s", self.group_id, reason)
         if self.policy.tolerate:
             completion.finish(self.app, body, self.header.header, results, self.policy)
         else:
@@ -212,6 +219,17 @@ class Poll:
             if task_id in results and results[task_id].failed
         ]
         return ChordError(message + (f"; failed: {'; '.join(failed)}" if failed else ""))
+
+
+def warn_of_short_polling(task: Any) -> None:
+    """Say once in the log when the bounds of the task's app are dangerously low."""
+    if task.app not in _warned:
+        from .doctor import short_polling
+
+        _warned.add(task.app)
+        warning = short_polling(task.app, task)
+        if warning:
+            logger.warning("%s", warning)
 
 
 def delay_before(app: Celery, task: Any, retries: int, interval: float | None = None) -> float:

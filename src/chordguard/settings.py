@@ -132,7 +132,7 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             "chord_unlock_retry_delay",
             None,
-            "seconds (0 or more)",
+            "None (Celery's own), seconds (0 or more) or a timedelta",
             _or_none(_is_seconds),
             "Seconds before the next poll.",
             default_from="result_chord_retry_interval",
@@ -229,6 +229,12 @@ def check(app: Celery, fixes: tuple[str, ...] = ()) -> None:
 def check_error_format(app: Celery, error_format: str) -> None:
     """Raise :exc:`SettingError` when `app` cannot hand errors to a body in `error_format`."""
     name = "chord_error_format"
+    accepted = {"pickle", "application/x-python-serialize"} & set(app.conf.accept_content or ())
+    if error_format == "exception" and app.conf.task_serializer == "pickle" and not accepted:
+        raise SettingError(
+            f"{name} = 'exception' makes no sense: only {app.conf.accept_content!r} is "
+            "accepted; expected 'pickle' among accept_content, or another format."
+        )
     if error_format == "exception" and app.conf.task_serializer != "pickle":
         raise SettingError(
             f"{name} = 'exception' makes no sense: the task serializer is "

@@ -67,8 +67,8 @@ class TestCollecting:
         ("policy", "allowance"),
         [
             (STRICT, "none is tolerated"),
-            (Policy(True, "string", 1, None), "1 are tolerated"),
-            (Policy(True, "string", 0.5, None), "a share of 0.5 is tolerated"),
+            (Policy(True, "string", 1, None), "at most 1 tolerated"),
+            (Policy(True, "string", 0.5, None), "at most a share of 0.5 tolerated"),
         ],
     )
     def test_too_many_failures_are_all_named(self, policy, allowance):

@@ -28,11 +28,10 @@ def run(code):
     return done.stdout
 
 
-@pytest.mark.parametrize("package", ["redis", "sqlalchemy", "wrapt"])
-def test_import_brings_no_package_along(package):
-    milliseconds, modules = json.loads(run(MEASURE))
+def test_import_brings_no_package_along():
+    _, modules = json.loads(run(MEASURE))
 
-    assert package not in {name.partition(".")[0] for name in modules}
+    assert {"chordguard"} >= {name.partition(".")[0] for name in modules} - sys.stdlib_module_names
 
 
 def test_import_costs_next_to_nothing():
@@ -51,7 +50,7 @@ assert not {"redis", "sqlalchemy"} & set(sys.modules), "a driver was imported"
 
 
 def test_every_public_name_is_there():
-    assert sorted(chordguard.__all__) == [name for name in dir(chordguard) if name in chordguard.__all__]
+    assert set(chordguard.__all__) <= set(dir(chordguard))
     for name in chordguard.__all__:
         assert getattr(chordguard, name).__doc__
 

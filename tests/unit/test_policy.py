@@ -186,7 +186,9 @@ def test_garbage_in_the_header_never_breaks_a_chord(choice):
     assert found.timeout is None or found.timeout > 0
 
 
-@pytest.mark.parametrize("body", [None, {}, {"options": None}, {"options": {"headers": 1}}, "x", []])
+@pytest.mark.parametrize(
+    "body", [None, {}, {"options": None}, {"options": {"headers": 1}}, "x", []]
+)
 def test_body_of_any_shape_has_no_choice(body):
     assert choice_of(body) is None
 

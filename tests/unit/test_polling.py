@@ -100,9 +100,7 @@ class TestBound:
             (None, 0, 7, 0),
         ],
     )
-    def test_chord_decides_else_the_lower_bound(
-        self, app, of_chord, of_task, of_setting, expected
-    ):
+    def test_chord_decides_else_the_lower_bound(self, app, of_chord, of_task, of_setting, expected):
         app.conf.chord_unlock_max_retries = of_setting
         task = unlock_task(app, max_retries=of_task)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import logging
 from datetime import timedelta
 
@@ -190,6 +191,10 @@ def test_exceptions_need_the_pickle_serializer(app):
         settings.check(app)
 
     app.conf.task_serializer = "pickle"
+    with pytest.raises(SettingError, match="'pickle' among accept_content"):
+        settings.check(app)
+
+    app.conf.accept_content = ["json", "pickle"]
     settings.check(app)
 
 
@@ -222,10 +227,8 @@ anything = st.one_of(
 
 @given(name=st.sampled_from([*settings.SETTINGS, "chord_fix_header_order"]), value=anything)
 def test_check_accepts_or_raises_setting_error_only(name, value):
-    try:
+    with contextlib.suppress(SettingError):
         settings.check_value(name, value)
-    except SettingError as error:
-        assert name in str(error)
 
 
 @given(st.floats() | st.integers())

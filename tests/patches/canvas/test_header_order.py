@@ -30,7 +30,9 @@ def test_groups_nested_to_any_depth_come_in_header_order(with_fix):
 
 
 def test_canvas_can_be_published_twice(with_fix):
-    nested = canvas(with_fix.tasks)
+    t = with_fix.tasks
+    header = group(t.echo.s(1), group(t.echo.s(2), t.echo.s(3)), t.echo.s(4))
+    canvas_of_a_group = chord(header, t.collect.s())
 
-    assert [1, 2, 3, 4] == with_fix.run(nested)
-    assert [1, 2, 3, 4] == with_fix.run(nested)
+    assert [1, 2, 3, 4] == with_fix.run(canvas_of_a_group)
+    assert [1, 2, 3, 4] == with_fix.run(canvas_of_a_group)

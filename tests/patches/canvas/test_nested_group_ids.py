@@ -3,12 +3,15 @@ from __future__ import annotations
 import pytest
 from celery import chain, chord, group
 
-EXPECTED = [[2, 3], 9]
+EXPECTED = [[11, 12], [21, 22], 9]
+
+
+def ends_in_group(t, x):
+    return chain(t.echo.s(x), group(t.add.s(1), t.add.s(2)))
 
 
 def canvas(t):
-    ends_in_group = chain(t.echo.s(1), group(t.add.s(1), t.add.s(2)))
-    return chord([ends_in_group, t.echo.s(9)], t.collect.s())
+    return chord([ends_in_group(t, 10), ends_in_group(t, 20), t.echo.s(9)], t.collect.s())
 
 
 @pytest.mark.parametrize("backend_kind", ["redis"])
@@ -19,13 +22,5 @@ def test_body_runs_early_or_never(without_fix):
 
 
 @pytest.mark.parametrize("backend_kind", ["redis", "sqlite"])
-def test_body_runs_with_the_results_of_the_group(with_fix):
+def test_body_runs_with_the_results_of_the_groups(with_fix):
     assert EXPECTED == with_fix.run(canvas(with_fix.tasks))
-
-
-@pytest.mark.parametrize("backend_kind", ["redis", "sqlite"])
-def test_several_members_may_end_in_groups(with_fix):
-    t = with_fix.tasks
-    header = [chain(t.echo.s(i), group(t.add.s(1), t.add.s(2))) for i in (10, 20, 30)]
-
-    assert [[11, 12], [21, 22], [31, 32]] == with_fix.run(chord(header, t.collect.s()))

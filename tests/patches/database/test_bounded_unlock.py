@@ -11,7 +11,7 @@ pytestmark = pytest.mark.parametrize("backend_kind", ["sqlite"])
 
 bounded = pytest.mark.cluster(
     settings={
-        "chord_unlock_max_retries": 3,
+        "chord_unlock_max_retries": 2,
         "chord_unlock_retry_delay": 0.1,
         "chord_unlock_retry_backoff": 2.0,
     }
@@ -37,9 +37,13 @@ def test_chord_fails_at_its_bound_and_names_the_missing_member(with_fix, record)
 
     assert "FAILURE" == outcome.state, outcome
     assert isinstance(outcome.value, ChordError)
-    assert "after 4 polls (the bound is 3 retries)" in str(outcome.value)
+    assert "after 3 polls (the bound is 2 retries)" in str(outcome.value)
     assert f"1 of 3 header tasks: {result.parent[1].id}" in str(outcome.value)
     assert 1 == record.count("errback_new")
+    # The delay grows from poll to poll, and so little patience is warned of.
+    log = with_fix.worker.log_text()
+    assert log.index("Retry in 0.1s") < log.index("Retry in 0.2s")
+    assert "chord_unlock_max_retries" in log
 
 
 @bounded
@@ -49,15 +53,6 @@ def test_tolerant_chord_runs_its_body_at_its_bound(with_fix, record):
     assert (1, 3) == (first, third)
     assert lost.startswith("ChordMemberLost: ")
     assert 0 == record.count("errback_new")
-
-
-@bounded
-def test_delay_grows_from_poll_to_poll(with_fix):
-    start = with_fix.worker.log.stat().st_size
-    with_fix.outcome(never_ready(with_fix.tasks))
-
-    log = with_fix.worker.log_text(start)
-    assert [f"Retry in {seconds}s" in log for seconds in (0.1, 0.2, 0.4)] == [True] * 3
 
 
 def test_chord_is_lost_when_the_bound_of_its_own_is_hit(without_fix):
@@ -78,9 +73,7 @@ def test_chord_fails_at_a_bound_of_its_own(with_fix, record):
     assert 1 == record.count("errback_new")
 
 
-@pytest.mark.cluster(
-    settings={"task_annotations": {"celery.chord_unlock": {"max_retries": 1}}}
-)
+@pytest.mark.cluster(settings={"task_annotations": {"celery.chord_unlock": {"max_retries": 1}}})
 def test_chord_fails_at_the_bound_of_the_annotated_task(with_fix, record):
     outcome = with_fix.outcome(never_ready(with_fix.tasks, record))
 

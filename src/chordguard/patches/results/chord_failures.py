@@ -35,7 +35,7 @@ def chord_error_from_stack(wrapped: Any, backend: Any, args: Any, kwargs: Any) -
     if kind in ("chain", "chord") or (kind == "group" and version < celery_5_6):
         completion.fail(backend, callback, exc)
         return None
-    info = wrapped(*args, **kwargs)
+    info = wrapped(_without_outer_errbacks(callback, backend.app), exc)
     leaves = list(completion.waiting_for(callback, follow_chain=version < celery_5_7))
     if kind != "group":
         # Celery has stored the failure of the callback itself.
@@ -45,6 +45,17 @@ def chord_error_from_stack(wrapped: Any, backend: Any, args: Any, kwargs: Any) -
         for leaf in leaves:
             completion.return_part(backend, leaf, exc)
     return info
+
+
+def _without_outer_errbacks(callback: Any, app: Any) -> Any:
+    """Leave an errback of both this chord and the one around it to the outer: it runs once."""
+    outer = completion.left_to_outer(app, callback)
+    if not outer:
+        return callback
+    errbacks = callback.options.get("link_error") or []
+    callback = callback.clone()
+    callback.options["link_error"] = [errback for errback in errbacks if errback not in outer]
+    return callback
 
 
 def _arguments(callback: Any, exc: Any = None) -> tuple[Any, Any]:

@@ -21,11 +21,14 @@ patch = Patch(
 )
 
 
-@patch.wraps("celery.result", "AsyncResult.get")
+def app_of_waiting(result: Any, _args: tuple[Any, ...]) -> Any:
+    return result.app if result.parent is not None else None
+
+
+@patch.wraps("celery.result", "AsyncResult.get", app_of=app_of_waiting)
 def get(wrapped: Any, result: Any, args: Any, kwargs: Any) -> Any:
     parents = list(result._parents())
-    backend = result.backend
-    if not parents or not (backends.is_redis(backend) or backends.is_database(backend)):
+    if not parents or not backends.is_supported(result.backend):
         return wrapped(*args, **kwargs)
     watch = ParentsWatch(result, parents)
     # `get` asks for the parents on every interval; while it runs it finds the watch alone.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ... import settings
+from ... import backends, settings
 from ..._patch import Patch
 from ...policy import tolerates
 
@@ -46,7 +46,10 @@ def run(wrapped: Any, chord: Any, args: Any, kwargs: Any) -> Any:
 
 @patch.wraps("celery.result", "AsyncResult._parents")
 def parents(wrapped: Any, result: Any, args: Any, kwargs: Any) -> Any:
-    return [node for node in wrapped(*args, **kwargs) if not _is_tolerated(node, result.app)]
+    nodes = wrapped(*args, **kwargs)
+    if not backends.is_supported(result.backend):
+        return nodes
+    return [node for node in nodes if not _is_tolerated(node, result.app)]
 
 
 def _mark(header: Any, app: Any, body: Any) -> None:
