@@ -118,8 +118,13 @@ def ready_states(backend: Any, task_ids: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def silence(backend: Any, results: Sequence[Any]) -> list[Any]:
+def silence(backend: Any, awaited: Any, results: Sequence[Any]) -> list[Any]:
     """Tell a Redis `backend` not to announce those of `results` that nobody else waits for.
+
+    Arguments:
+        backend: The result backend.
+        awaited: The result that somebody waits for, which stays announced.
+        results: Its parents.
 
     Returns:
         The results that are not announced any more; :func:`announce` takes them.
@@ -131,12 +136,32 @@ def silence(backend: Any, results: Sequence[Any]) -> list[Any]:
         if backend.get_key_for_task(result.id) in consumer.subscribed_to
         and all(waiter is result for waiter in _waiting_for(backend, result.id))
     ]
-    keys = [backend.get_key_for_task(result.id) for result in silenced]
+    keys = {backend.get_key_for_task(result.id) for result in silenced}
     if keys:
+        kept = backend.get_key_for_task(awaited.id)
         with _consuming(consumer) as pubsub:
+            is_alone = consumer.subscribed_to <= keys | {kept}
             consumer.subscribed_to.difference_update(keys)
-            pubsub.unsubscribe(*keys)
+            if is_alone and type(consumer.drainer) is _default_drainer():
+                # Leave behind, with the connection, all that has been announced so far.
+                consumer._pubsub = backend.client.pubsub(ignore_subscribe_messages=True)
+                consumer._pubsub.subscribe(kept)
+                consumer.subscribed_to.add(kept)
+                pubsub.close()
+            else:
+                pubsub.unsubscribe(*keys)
+        # It may have become ready between the two connections.
+        for _, meta in read_metas(backend, [awaited.id]):
+            consumer.on_state_change(backend.meta_from_decoded(meta), None)
     return silenced
+
+
+def _default_drainer() -> type:
+    """Return the class that reads announcements while somebody waits, not all the time."""
+    from celery.backends.asynchronous import Drainer
+
+    drainer: type = Drainer
+    return drainer
 
 
 def announce(backend: Any, results: Sequence[Any]) -> None:

@@ -227,7 +227,11 @@ def warn_of_short_polling(task: Any) -> None:
         from .doctor import short_polling
 
         _warned.add(task.app)
-        warning = short_polling(task.app, task)
+        try:
+            warning = short_polling(task.app, task)
+        except Exception:
+            logger.exception("The bounds of celery.chord_unlock cannot be looked at")
+            return
         if warning:
             logger.warning("%s", warning)
 

@@ -87,7 +87,7 @@ class ParentsWatch:
             # What got ready before the subscription was complete was not announced.
             self._sweep(self._read())
         elif backends.is_redis(self._backend):
-            self._silenced = backends.silence(self._backend, self._pending)
+            self._silenced = backends.silence(self._backend, self._result, self._pending)
 
     def stop(self) -> None:
         """Leave the parents as they were found: announced, as whoever waits for them expects."""

@@ -1,0 +1,1 @@
+"""What chordguard costs and saves, against stock Celery in the same run."""
