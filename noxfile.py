@@ -1,4 +1,4 @@
-"""The verbs of the project: ``nox -s tests``, lint, typing, conformance, demo, build."""
+"""The verbs of the project: tests, lint, typing, conformance, compat, bench, demo, build."""
 
 from __future__ import annotations
 
@@ -16,12 +16,20 @@ ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 DATA = ROOT / ".nox" / "coverage-data"
 WHEELS = ROOT / ".nox" / "wheels"
+CELLS = ROOT / ".nox" / "conformance"
+
+#: Those of Celery's own tests that go through what is patched.
+CELERY_TESTS = [
+    *(f"t/unit/tasks/test_{name}.py" for name in ("canvas", "chord", "result", "trace", "tasks")),
+    *(f"t/unit/backends/test_{name}.py" for name in ("base", "redis", "database")),
+    "t/unit/app/test_builtins.py",
+]
 
 CELERIES = sorted(
     (
         group.removeprefix("celery-").replace("-", ".")
         for group in PYPROJECT["dependency-groups"]
-        if group.startswith("celery-")
+        if group.startswith("celery-5")
     ),
     key=lambda version: [int(part) for part in version.split(".")],
 )
@@ -77,9 +85,49 @@ def tests(session: nox.Session, celery: str) -> None:
 @nox.session
 @nox.parametrize("celery", CELERIES)
 def conformance(session: nox.Session, celery: str) -> None:
-    """Run the catalogue of defects and canvases on every Celery."""
+    """Run the catalogue of defects on every Celery and print it as one table."""
     install_wheel(session, "test", celery_group(celery))
+    session.env["CHORDGUARD_CONFORMANCE_DIR"] = str(CELLS)
+    if celery == CELERIES[0]:
+        shutil.rmtree(CELLS, ignore_errors=True)
     run_pytest(session, celery, ["tests/conformance"])
+    if celery == CELERIES[-1]:
+        session.run("python", "-m", "tests.conformance.table", str(CELLS))
+
+
+@nox.session
+@nox.parametrize("celery", ENDS)
+def compat(session: nox.Session, celery: str) -> None:
+    """Run Celery's own tests without the patches and with them; both must do the same."""
+    install_wheel(session, "test", "celery-tests", celery_group(celery))
+    folder = Path(session.create_tmp())
+    source = folder / f"celery-{celery}"
+    if not source.exists():
+        session.run(
+            *("python", "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"),
+            *("--no-binary", "celery", "--dest", str(folder), f"celery=={celery}"),
+        )
+        shutil.unpack_archive(folder / f"celery-{celery}.tar.gz", folder, filter="data")
+    # The installed Celery is tested, not the one beside its tests.
+    shutil.rmtree(source / "celery", ignore_errors=True)
+    reports = [folder / f"{half}.xml" for half in ("stock", "patched")]
+    for report, plugin in zip(reports, ([], ["-p", "patched_apps"]), strict=True):
+        with session.chdir(source):
+            session.run(
+                *("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"),
+                *plugin,
+                *(session.posargs or CELERY_TESTS),
+                env={"PYTHONPATH": str(ROOT / "tests" / "compat")},
+                success_codes=[0, 1],
+            )
+    session.run("python", str(ROOT / "tests" / "compat" / "compare.py"), *map(str, reports))
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure what the patches cost and save, against stock in the same run."""
+    install_wheel(session, "test", celery_group(CELERIES[-1]))
+    session.run("python", "-m", "benchmarks", *session.posargs)
 
 
 def run_pytest(session: nox.Session, celery: str, selection: list[str]) -> None:

@@ -84,7 +84,8 @@ def task(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def register(app: Celery) -> None:
     """Put every task of this module on `app`."""
     for name, (function, options) in _declared.items():
-        app.task(name=PREFIX + name, **options)(function)
+        # Not shared: an app that did not ask for them does not get them.
+        app.task(name=PREFIX + name, shared=False, **options)(function)
 
 
 def named(app: Celery) -> SimpleNamespace:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from celery._state import connect_on_app_finalize
-
 from . import _patch, backends, settings
 from . import patches as _all_patches  # noqa: F401 - fills the registry
-from .errors import SettingError, UntestedCeleryWarning
+from .errors import UntestedCeleryWarning
 
 if TYPE_CHECKING:
     from celery import Celery
 
 __all__ = ("Report", "install_patches", "patch_report", "uninstall_patches")
-
-logger = logging.getLogger("chordguard")
-
-_hooked_finalize = False
 
 
 @dataclass(frozen=True)
@@ -74,12 +67,12 @@ def install_patches(app: Celery) -> Report:
     if app.configured or app.finalized:
         settings.check(app, tuple(_patch.registry))
     if not _patch.is_patched(app):
-        _hook_finalize()
         _warn_of_untested_celery()
         _patch.activate(app)
         if app.finalized:
             _patch.wrap_tasks(app)
         else:
+            _check_before_finalize(app)
             app.on_after_finalize.connect(_when_finalized, weak=False)
     return patch_report(app)
 
@@ -92,7 +85,9 @@ def uninstall_patches(app: Celery) -> None:
     Raises:
         TypeError: `app` is not a Celery app.
     """
-    _patch.deactivate(_real_app(app))
+    app = _real_app(app)
+    _patch.deactivate(app)
+    vars(app).pop("finalize", None)
 
 
 def patch_report(app: Celery) -> Report:
@@ -124,25 +119,19 @@ def _real_app(app: Any) -> Any:
     return app
 
 
-def _hook_finalize() -> None:
-    """Have settings checked when an app is finalized.
+def _check_before_finalize(app: Any) -> None:
+    """Have the settings checked before Celery finalizes `app`.
 
-    A receiver of `on_after_finalize` could not refuse them: Celery's signals swallow errors.
+    Later would be too late: Celery's signals swallow errors, and an app whose finalization
+    was cut short counts as finalized.
     """
-    global _hooked_finalize
-    if not _hooked_finalize:
-        connect_on_app_finalize(_check_settings)
-        _hooked_finalize = True
 
-
-def _check_settings(app: Celery) -> None:
-    if _patch.is_patched(app):
-        try:
+    def finalize(*args: Any, **kwargs: Any) -> None:
+        if not app.finalized and _patch.is_patched(app):
             settings.check(app, tuple(_patch.registry))
-        except SettingError:
-            # Celery takes the app for finalized already: it would be used half made.
-            app.finalized = False
-            raise
+        type(app).finalize(app, *args, **kwargs)
+
+    app.finalize = finalize
 
 
 def _when_finalized(sender: Celery, **_: Any) -> None:

@@ -12,7 +12,7 @@ import pytest
 from celery import Celery, _state
 
 import chordguard
-from chordguard import _install, _patch, failures, settings
+from chordguard import _patch, failures, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,7 +143,7 @@ def test_python_blocks_compile(block):
 def example() -> Iterator[dict[str, Any]]:
     """The names of the first block, run as it stands; its app is in eager mode."""
     current, default = _state.get_current_app(), _state.default_app
-    finalizers = {*_state._on_app_finalizers, _install._check_settings}
+    finalizers = set(_state._on_app_finalizers)
     names: dict[str, Any] = {"__name__": "proj"}
     exec(compile(blocks("python")[0], "README.md", "exec"), names)
     app = names["app"]
