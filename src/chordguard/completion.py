@@ -223,7 +223,7 @@ def call_errbacks(
     exc: BaseException,
     is_eager: bool = False,
 ) -> None:
-    """Call each errback of the `body`, and of what the body is made of, once.
+    """Call each errback of the `body`, and of the tasks in it that would have run first, once.
 
     `task_id` is the id of the body's result, for a part of it that has no id of its own. What
     the body of a strict chord around this one calls, too, is left to that one.
@@ -255,12 +255,13 @@ def left_to_outer(app: Celery, body: Mapping[str, Any]) -> list[Any]:
 
 
 def _with_inner(signature: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield `signature` and all that it is made of, the last step of a chain first."""
+    """Yield `signature` and what in it would have run first, whose errbacks it answers for."""
     yield signature
     kind = signature.get("subtask_type")
     kwargs = signature.get("kwargs") or {}
     if kind in ("group", "chain"):
-        for task in reversed(list(kwargs.get("tasks") or ())):
+        tasks = list(kwargs.get("tasks") or ())
+        for task in tasks if kind == "group" else tasks[:1]:
             yield from _with_inner(task)
     elif kind == "chord" and kwargs.get("body"):
         yield from _with_inner(kwargs["body"])

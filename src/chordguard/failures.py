@@ -13,6 +13,7 @@ from .errors import ChordMemberError, ChordMembersFailed
 __all__ = (
     "describe",
     "is_chord_error",
+    "line_of",
     "raise_if_errors",
     "record_of",
     "split_results",
@@ -104,9 +105,7 @@ def raise_if_errors(results: Iterable[Any]) -> None:
     """
     errors = split_results(results)[1]
     if errors:
-        lines = [
-            describe(error) if isinstance(error, dict) else _line_of(error) for error in errors
-        ]
+        lines = [describe(error) if isinstance(error, dict) else line_of(error) for error in errors]
         noun = "task" if len(errors) == 1 else "tasks"
         raise ChordMembersFailed(
             f"{len(errors)} header {noun} failed: {'; '.join(lines)}", errors
@@ -144,7 +143,8 @@ def _has_errors(value: Any) -> bool:
     return is_chord_error(value)
 
 
-def _line_of(exc: BaseException) -> str:
+def line_of(exc: BaseException) -> str:
+    """Return ``ExcType: message`` for an exception, whatever its text does."""
     return f"{type(exc).__name__}: {safe_str(exc)}"
 
 

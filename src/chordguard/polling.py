@@ -20,7 +20,7 @@ from celery.exceptions import ChordError
 from celery.result import GroupResult, result_from_tuple
 
 from . import backends, completion, settings
-from .failures import describe, record_of
+from .failures import describe, line_of, record_of
 from .policy import Policy
 
 if TYPE_CHECKING:
@@ -194,10 +194,14 @@ class Poll:
             completion.fail(self.app.backend, body, self._error(reason, results))
 
     def give_up(self, exc: BaseException) -> None:
-        """Fail a chord that nobody will poll again because of `exc`."""
-        error = ChordError(f"chord_unlock could not be retried: {exc!r}")
-        error.__cause__ = exc
-        completion.fail(self.app.backend, maybe_signature(self.body, app=self.app), error)
+        """Fail a chord that nobody will poll again because of `exc`, unless that was done."""
+        body = maybe_signature(self.body, app=self.app)
+        options = (leaf.get("options") or {} for leaf in completion.waiting_for(body))
+        ids = [task_id for task_id in (each.get("task_id") for each in options) if task_id]
+        if not backends.ready_states(self.app.backend, ids):
+            error = ChordError(f"chord_unlock failed and is not retried: {line_of(exc)}")
+            error.__cause__ = exc
+            completion.fail(self.app.backend, body, error)
 
     def _last_progress(self, now: float) -> tuple[int, float]:
         try:

@@ -67,6 +67,15 @@ class TestChoice:
 
         assert tolerates(app, marked.body)
 
+    def test_choice_stays_with_the_body_that_a_task_is_chained_to(self, app, t):
+        """`chord | task` makes a chain of the body and the task."""
+        canvas = strict(chord([t.echo.s(1)], t.collect.s())) | t.echo.s() | t.echo.s()
+        app.conf.chord_propagate_errors = False
+
+        assert "chain" == canvas.body["subtask_type"]
+        assert not tolerates(app, canvas.body)
+        assert not tolerates(app, json.loads(json.dumps(canvas.body)))
+
     @pytest.mark.parametrize(
         "make",
         [

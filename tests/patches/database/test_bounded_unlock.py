@@ -6,6 +6,7 @@ from celery.exceptions import ChordError
 
 from chordguard import strict, tolerant
 from chordguard._patch import celery_5_7, celery_version
+from tests.harness import wait_until
 
 pytestmark = pytest.mark.parametrize("backend_kind", ["sqlite"])
 
@@ -95,3 +96,21 @@ def test_progress_puts_the_timeout_off(with_fix):
     header = [t.slow.s(i, 0.5) for i in range(8)]
 
     assert list(range(8)) == with_fix.run(strict(chord(header, t.collect.s()), timeout=1.5))
+
+
+def wordless(t, record=None):
+    """Return a strict chord that fails with an error whose text cannot be had."""
+    body = t.collect.s().on_error(t.errback_old.s(record=record and record.path))
+    return chord([t.echo.s(1), t.fail_with.s("raising_str")], body)
+
+
+def test_chord_whose_error_has_no_text_hangs(without_fix):
+    assert without_fix.outcome(wordless(without_fix.tasks), quiet=2).hung
+
+
+def test_chord_whose_error_has_no_text_fails(with_fix, record):
+    outcome = with_fix.outcome(wordless(with_fix.tasks, record))
+
+    assert "FAILURE" == outcome.state, outcome
+    wait_until(lambda: record.count("errback_old"), what="errback")
+    assert 1 == record.count("errback_old")

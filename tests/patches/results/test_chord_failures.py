@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from celery import chain, chord, group
 
+from chordguard import strict, tolerant
 from chordguard._patch import celery_5_6, celery_5_7, celery_version
 from tests.harness import is_ready, wait_until
 
@@ -67,3 +68,35 @@ def test_what_waits_for_a_failed_chord_fails_too(with_fix, canvas, record):
     assert "FAILURE" == outcome.state, outcome
     assert "boom" in str(outcome.value)
     wait_until(lambda: record.count("errback_new"), what="errback")
+
+
+@pytest.mark.filterwarnings("ignore:task_allow_error_cb_on_chord_header")
+def test_errback_of_a_chord_and_of_the_one_around_it_runs_once(with_fix, record):
+    """Celery links an errback of the outer chord to the chords in its header, too (5.3 on)."""
+    t = with_fix.tasks
+    errback = t.errback_new.s(record=record.path)
+    inner = chord(failing(t), t.collect.s().on_error(errback))
+    outer = chord([inner, t.echo.s(2)], t.collect.s().on_error(errback))
+
+    outcome = with_fix.outcome(outer)
+
+    assert "FAILURE" == outcome.state, outcome
+    wait_until(lambda: record.count("errback_new"), what="errback")
+    # Whatever would call it a second time comes before this chord.
+    with_fix.run(chord([t.echo.s(1)], t.collect.s()))
+    assert 1 == record.count("errback_new")
+
+
+@pytest.mark.filterwarnings("ignore:task_allow_error_cb_on_chord_header")
+def test_errback_of_a_chord_in_a_tolerant_chord_runs_once(with_fix, record):
+    """The chord around it does not fail, so nobody else calls it."""
+    t = with_fix.tasks
+    inner = strict(chord(failing(t), t.collect.s()))
+    inner.body.on_error(t.errback_new.s(record=record.path))
+
+    results = with_fix.run(tolerant(chord([inner, t.echo.s(2)], t.collect.s())))
+
+    assert results[0].startswith("ChordError: "), results
+    assert 2 == results[1]
+    wait_until(lambda: record.count("errback_new"), what="errback")
+    assert 1 == record.count("errback_new")

@@ -12,7 +12,7 @@ from typing import Any
 
 from celery.exceptions import Ignore, Retry
 
-from ..._patch import Patch, celery_5_7, celery_version
+from ..._patch import Patch
 from ...polling import Poll, warn_of_short_polling
 
 patch = Patch(
@@ -47,7 +47,7 @@ def unlock_chord(wrapped: Any, task: Any, args: Any, kwargs: Any) -> Any:
     except (Retry, Ignore):
         raise
     except Exception as exc:
-        # The broker refused the retry. From 5.7 on Celery has failed the chord by now.
-        if celery_version() < celery_5_7:
-            poll.give_up(exc)
+        # The broker refused the retry, which from 5.7 on Celery sees to itself; or the error
+        # of a member could not be put into words.
+        poll.give_up(exc)
         raise
