@@ -138,7 +138,9 @@ def run_pytest(session: nox.Session, celery: str, selection: list[str]) -> None:
     shutil.rmtree(data.parent, ignore_errors=True)
     data.parent.mkdir(parents=True)
     session.run(
-        *("coverage", "run", "-m", "pytest", *selection, *session.posargs),
+        # The tests wait more than they compute: three of them at once suit two cores.
+        *("coverage", "run", "-m", "pytest", "-n", "3", "--dist", "loadgroup"),
+        *(*selection, *session.posargs),
         # Absolute, since the workers of the tests write their share from elsewhere.
         env={"COVERAGE_FILE": str(data)},
         # Arguments may select tests that this version does not have.

@@ -136,6 +136,7 @@ def gate(tmp_path: Path) -> Gate:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "xdist_group(name): tests that run in one process")
     config.addinivalue_line(
         "markers",
         "cluster(patched=True, settings=None, concurrency=2, pool='prefork', **worker):"
@@ -154,8 +155,30 @@ def pytest_report_header() -> list[str]:
     return [", ".join(versions), f"chordguard from {spec.origin if spec else 'nowhere'}"]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process, where they share their clusters."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+#: What the processes of a parallel run used.
+_used_elsewhere: set[str] = set()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["servers"] = [used.describe() for used in _servers.used]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    _used_elsewhere.update(getattr(node, "workeroutput", {}).get("servers", ()))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    used = [server.describe() for server in _servers.used]
+    used = sorted({*_used_elsewhere, *(server.describe() for server in _servers.used)})
     terminalreporter.write_line("servers: " + (", ".join(used) or "none"))
 
 

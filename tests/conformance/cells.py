@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 
 #: Seconds for a canvas that is expected to end.
 ENDS_WITHIN = 60.0
-#: (row, backend, "stock" or "patched") -> outcome; printed at the end of the run.
-cells: dict[tuple[str, str, str], str] = {}
 
 
 def run_all(
@@ -48,14 +45,6 @@ def judge(outcome: Outcome, expected: Any) -> str:
     if outcome.state != states.SUCCESS:
         return FAILS
     return RIGHT if outcome.value == expected else WRONG
-
-
-def note(row: str, backend: str, patched: bool, outcome: str) -> None:
-    cells[row, backend, "patched" if patched else "stock"] = outcome
-    if folder := os.environ.get("CHORDGUARD_CONFORMANCE_DIR"):
-        from tests.conformance import table
-
-        table.save(folder, cells)
 
 
 def once(function: Callable[..., Any]) -> Callable[..., Any]:

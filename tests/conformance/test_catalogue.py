@@ -11,7 +11,7 @@ from chordguard import install_patches
 from tests import tasks as declared_tasks
 from tests.conformance import catalogue
 from tests.conformance.catalogue import ALL, POSTGRESQL, RAISES, REDIS, RIGHT, SQLITE, WRONG
-from tests.conformance.cells import note, once, run_all
+from tests.conformance.cells import once, run_all
 from tests.harness import wait_until
 
 if TYPE_CHECKING:
@@ -37,7 +37,14 @@ def cases(scenarios: tuple[Scenario, ...]) -> Any:
     return pytest.mark.parametrize(
         ("patched", "backend_kind", "scenario"),
         [
-            pytest.param(patched, backend, scenario, id=f"{half}-{backend}-{scenario}")
+            pytest.param(
+                patched,
+                backend,
+                scenario,
+                id=f"{half}-{backend}-{scenario}",
+                # The canvases of a cluster run together, the clusters beside each other.
+                marks=pytest.mark.xdist_group(f"conformance-{half}-{backend}"),
+            )
             for backend in ALL
             for patched, half in ((False, "stock"), (True, "patched"))
             for scenario in scenarios
@@ -62,7 +69,12 @@ def outcomes(
 
 
 def check(
-    clusters: Callable[..., Cluster], backend: str, patched: bool, which: str, scenario: Scenario
+    clusters: Callable[..., Cluster],
+    note: Callable[..., None],
+    backend: str,
+    patched: bool,
+    which: str,
+    scenario: Scenario,
 ) -> None:
     judged, outcome = outcomes(clusters, backend, patched, which)[str(scenario)]
     note(str(scenario), backend, patched, judged)
@@ -71,26 +83,26 @@ def check(
 
 
 @cases(catalogue.TOLERANT)
-def test_tolerant_chord(clusters, backend_kind, patched, scenario):
+def test_tolerant_chord(clusters, note, backend_kind, patched, scenario):
     """A canvas whose failures are to be tolerated ends as the catalogue says."""
-    check(clusters, backend_kind, patched, "tolerant", scenario)
+    check(clusters, note, backend_kind, patched, "tolerant", scenario)
 
 
 @cases(catalogue.BOUNDED)
-def test_bounded_chord(clusters, backend_kind, patched, scenario):
+def test_bounded_chord(clusters, note, backend_kind, patched, scenario):
     """A chord that the setting bounds ends as the catalogue says."""
-    check(clusters, backend_kind, patched, "bounded", scenario)
+    check(clusters, note, backend_kind, patched, "bounded", scenario)
 
 
 @cases(catalogue.ANNOTATED)
-def test_annotated_chord(clusters, backend_kind, patched, scenario):
+def test_annotated_chord(clusters, note, backend_kind, patched, scenario):
     """A chord that an annotation bounds ends as the catalogue says."""
-    check(clusters, backend_kind, patched, "annotated", scenario)
+    check(clusters, note, backend_kind, patched, "annotated", scenario)
 
 
 @pytest.mark.parametrize("backend_kind", ALL)
 @pytest.mark.parametrize("patched", HALVES)
-def test_getting_the_value_of_a_tolerated_chord(clusters, backend_kind, patched):
+def test_getting_the_value_of_a_tolerated_chord(clusters, note, backend_kind, patched):
     """A1c: `get()` returns the body's value; stock raises the header task's error."""
     cluster = clusters(backend_kind, patched=patched, settings=TOLERANT)
     t = cluster.tasks
@@ -105,7 +117,7 @@ def test_getting_the_value_of_a_tolerated_chord(clusters, backend_kind, patched)
 
 @pytest.mark.parametrize("backend_kind", ALL)
 @pytest.mark.parametrize("patched", HALVES)
-def test_strict_chord(clusters, backend_kind, patched, record):
+def test_strict_chord(clusters, note, backend_kind, patched, record):
     """With default settings a failed header task fails the chord; the errback runs once."""
     cluster = clusters(backend_kind, patched=patched)
     t = cluster.tasks
@@ -130,7 +142,7 @@ def eager_app(patched: bool) -> Iterator[Celery]:
 
 
 @pytest.mark.parametrize("patched", HALVES)
-def test_strict_eager_chord(eager_app, patched, record):
+def test_strict_eager_chord(eager_app, note, patched, record):
     """A13: a failed header task gives a failed result and calls the errback; stock raises."""
     t = declared_tasks.named(eager_app)
     body = t.collect.s().on_error(t.errback_old.s(record=record.path))
@@ -144,7 +156,7 @@ def test_strict_eager_chord(eager_app, patched, record):
 
 
 @pytest.mark.parametrize("patched", HALVES)
-def test_tolerant_eager_chord(eager_app, patched):
+def test_tolerant_eager_chord(eager_app, note, patched):
     """A13: an eager chord tolerates what one on a worker tolerates."""
     eager_app.conf.chord_propagate_errors = False
     t = declared_tasks.named(eager_app)
@@ -166,7 +178,7 @@ LINEAR = {REDIS: 4, SQLITE: 1, POSTGRESQL: 1}
 
 @pytest.mark.parametrize("backend_kind", ALL)
 @pytest.mark.parametrize("patched", HALVES)
-def test_waiting_reads_each_member_a_few_times(clusters, backend_kind, patched, gate, monkeypatch):
+def test_waiting_reads_each_member_a_few_times(clusters, note, backend_kind, patched, monkeypatch):
     """C8: waiting for a chord reads its members' results O(N) times; stock O(N) per event."""
     cluster = clusters(backend_kind, patched=patched)
     t = cluster.tasks
