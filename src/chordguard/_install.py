@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from celery.signals import worker_ready
 
 from . import _patch, backends, settings
 from . import patches as _all_patches  # noqa: F401 - fills the registry
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from celery import Celery
 
 __all__ = ("Report", "install_patches", "patch_report", "uninstall_patches")
+
+logger = logging.getLogger("chordguard")
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ def install_patches(app: Celery) -> Report:
         else:
             _check_before_finalize(app)
             app.on_after_finalize.connect(_when_finalized, weak=False)
+        worker_ready.connect(_warn_of_short_polling, weak=False)
     return patch_report(app)
 
 
@@ -137,6 +143,17 @@ def _check_before_finalize(app: Any) -> None:
 def _when_finalized(sender: Celery, **_: Any) -> None:
     if _patch.is_patched(sender):
         _patch.wrap_tasks(sender)
+
+
+def _warn_of_short_polling(sender: Any = None, **_: Any) -> None:
+    """Say in the log of a worker when its chords are not polled for long."""
+    from .doctor import short_polling
+
+    app: Any = getattr(sender, "app", None)
+    task = app._tasks.get("celery.chord_unlock") if _patch.is_patched(app) else None
+    warning = short_polling(app, task) if task is not None else None
+    if warning:
+        logger.warning("%s", warning)
 
 
 def _warn_of_untested_celery() -> None:

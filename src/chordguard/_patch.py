@@ -79,6 +79,7 @@ class Target:
     #: What stood there before: (owner, attribute, was it the owner's own, original).
     original: tuple[Any, str, bool, Any] | None = None
     missing: str | None = None
+    is_hooked: bool = False
 
     @property
     def name(self) -> str:
@@ -277,8 +278,8 @@ def _put_on_when_imported(patch: Patch, target: Target) -> None:
         return
     if target.module in sys.modules:
         _put_on(patch, target)
-    elif not getattr(target, "_is_hooked", False):
-        target._is_hooked = True  # type: ignore[attr-defined]
+    elif not target.is_hooked:
+        target.is_hooked = True
         # The hook stays for good; it acts only while some app has the patches.
         wrapt.register_post_import_hook(
             lambda _: _put_on(patch, target) if any(patched_apps()) else None, target.module

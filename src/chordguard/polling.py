@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 from celery.canvas import maybe_signature
 from celery.exceptions import ChordError
@@ -26,12 +25,9 @@ from .policy import Policy
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("Poll", "PolledHeader", "delay_before", "warn_of_short_polling")
+__all__ = ("Poll", "PolledHeader", "delay_before")
 
 logger = logging.getLogger("chordguard")
-
-#: The apps whose bounds have been looked at.
-_warned: WeakSet[Any] = WeakSet()
 
 #: The keyword argument of `chord_unlock` in which a poll tells the next one how many members
 #: were ready and since when (Unix time in seconds). Stock workers pass it on unread.
@@ -223,21 +219,6 @@ class Poll:
             if task_id in results and results[task_id].failed
         ]
         return ChordError(message + (f"; failed: {'; '.join(failed)}" if failed else ""))
-
-
-def warn_of_short_polling(task: Any) -> None:
-    """Say once in the log when the bounds of the task's app are dangerously low."""
-    if task.app not in _warned:
-        from .doctor import short_polling
-
-        _warned.add(task.app)
-        try:
-            warning = short_polling(task.app, task)
-        except Exception:
-            logger.exception("The bounds of celery.chord_unlock cannot be looked at")
-            return
-        if warning:
-            logger.warning("%s", warning)
 
 
 def delay_before(app: Celery, task: Any, retries: int, interval: float | None = None) -> float:

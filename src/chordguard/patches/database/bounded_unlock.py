@@ -13,7 +13,7 @@ from typing import Any
 from celery.exceptions import Ignore, Retry
 
 from ..._patch import Patch
-from ...polling import Poll, warn_of_short_polling
+from ...polling import Poll
 
 patch = Patch(
     name="bounded_unlock",
@@ -27,7 +27,6 @@ patch = Patch(
 def unlock_chord(wrapped: Any, task: Any, args: Any, kwargs: Any) -> Any:
     if not Poll.is_ours(task, kwargs):
         return wrapped(*args, **kwargs)
-    warn_of_short_polling(task)
     poll = Poll.of(task, args, kwargs)
     try:
         reason = None if poll.header.ready() else poll.why_settle()
