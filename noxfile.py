@@ -100,7 +100,7 @@ def conformance(session: nox.Session, celery: str) -> None:
 def compat(session: nox.Session, celery: str) -> None:
     """Run Celery's own tests without the patches and with them; both must do the same."""
     install_wheel(session, "test", "celery-tests", celery_group(celery))
-    folder = Path(session.create_tmp())
+    folder = Path(session.create_tmp()).resolve()
     source = folder / f"celery-{celery}"
     if not source.exists():
         session.run(
@@ -115,7 +115,7 @@ def compat(session: nox.Session, celery: str) -> None:
         with session.chdir(source):
             session.run(
                 *("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"),
-                *plugin,
+                *("-p", "celery.contrib.pytest", *plugin),
                 *(session.posargs or CELERY_TESTS),
                 env={"PYTHONPATH": str(ROOT / "tests" / "compat")},
                 success_codes=[0, 1],
