@@ -13,6 +13,7 @@ from celery import Celery, _state
 
 import chordguard
 from chordguard import _patch, failures, settings
+from chordguard import patches as _all_patches  # noqa: F401 - fills the registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
