@@ -29,7 +29,7 @@ CELERIES = sorted(
     (
         group.removeprefix("celery-").replace("-", ".")
         for group in PYPROJECT["dependency-groups"]
-        if group.startswith("celery-5")
+        if group.startswith("celery-")
     ),
     key=lambda version: [int(part) for part in version.split(".")],
 )
@@ -99,7 +99,7 @@ def conformance(session: nox.Session, celery: str) -> None:
 @nox.parametrize("celery", ENDS)
 def compat(session: nox.Session, celery: str) -> None:
     """Run Celery's own tests without the patches and with them; both must do the same."""
-    install_wheel(session, "test", "celery-tests", celery_group(celery))
+    install_wheel(session, celery_group(celery).replace("celery", "upstream"), celery_group(celery))
     folder = Path(session.create_tmp()).resolve()
     source = folder / f"celery-{celery}"
     if not source.exists():
