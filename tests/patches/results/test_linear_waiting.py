@@ -6,6 +6,7 @@ from celery.exceptions import ChordError
 from celery.exceptions import TimeoutError as NotInTime
 
 from chordguard import waiting
+from chordguard._patch import celery_5_7, celery_version
 
 ACTS_IN_PRODUCER = True
 
@@ -103,8 +104,9 @@ def test_members_of_a_large_header_are_announced_again_after_a_timeout(
     gone = before - consumer.subscribed_to
     gate.open()
 
-    assert not gone
-    if before:  # 5.2.7 itself gives the members' subscriptions up
+    if celery_version() >= celery_5_7:  # older ones lose subscriptions themselves
+        assert len(before) >= SIZE
+        assert not gone
         assert list(range(SIZE)) == result.parent.get(timeout=20)
     assert list(range(SIZE)) == result.get(timeout=20)
 
