@@ -60,7 +60,7 @@ def built_wheel(session: nox.Session) -> Path:
     return _built[0]
 
 
-def install_wheel(session: nox.Session, *groups: str, extras: str = "redis,sqlalchemy") -> None:
+def install_wheel(session: nox.Session, *groups: str, extras: str = "demo") -> None:
     # The same version number does not mean the same code: an installed chordguard is replaced.
     wheel = built_wheel(session)
     reinstall = "--reinstall-package=chordguard" if session.venv_backend == "uv" else "--upgrade"
@@ -176,7 +176,7 @@ def typing(session: nox.Session) -> None:
 @nox.session
 def demo(session: nox.Session) -> None:
     """Show the defects and their end in one terminal, with nothing but this package installed."""
-    install_wheel(session, celery_group(CELERIES[-1]), extras="demo")
+    install_wheel(session, celery_group(CELERIES[-1]))
     session.run("python", "-m", "chordguard", "demo", *session.posargs)
 
 
