@@ -33,8 +33,6 @@ ROUNDS = 9
 #: Seconds between two looks of somebody who does not wait with `get`.
 GLANCE = 0.02
 
-Report = "list[str]"
-
 
 def main(names: list[str]) -> int:
     chosen = {name: BENCHMARKS[name] for name in names or BENCHMARKS}

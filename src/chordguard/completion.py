@@ -7,7 +7,7 @@ that waits for a chord that cannot end well. Nothing here knows a version of Cel
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from celery import states
@@ -34,6 +34,7 @@ __all__ = (
     "left_to_outer",
     "return_part",
     "settle",
+    "task_ids",
     "waiting_for",
 )
 
@@ -152,9 +153,14 @@ def fail(backend: Any, body: Any, exc: BaseException) -> None:
         exc: Why the chord failed.
     """
     leaves = list(waiting_for(body))
-    task_ids = [leaf.get("options", {}).get("task_id") for leaf in leaves]
-    call_errbacks(backend, body, next(filter(None, reversed(task_ids)), None), exc)
+    call_errbacks(backend, body, next(reversed(task_ids(leaves)), None), exc)
     settle(backend, leaves, exc)
+
+
+def task_ids(leaves: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the ids that the frozen signatures have, in their order."""
+    ids = ((leaf.get("options") or {}).get("task_id") for leaf in leaves)
+    return [task_id for task_id in ids if task_id]
 
 
 def settle(backend: Any, leaves: Sequence[Mapping[str, Any]], exc: BaseException) -> None:

@@ -192,8 +192,7 @@ class Poll:
     def give_up(self, exc: BaseException) -> None:
         """Fail a chord that nobody will poll again because of `exc`, unless that was done."""
         body = maybe_signature(self.body, app=self.app)
-        options = (leaf.get("options") or {} for leaf in completion.waiting_for(body))
-        ids = [task_id for task_id in (each.get("task_id") for each in options) if task_id]
+        ids = completion.task_ids(completion.waiting_for(body))
         if not backends.ready_states(self.app.backend, ids):
             error = ChordError(f"chord_unlock failed and is not retried: {line_of(exc)}")
             error.__cause__ = exc

@@ -16,7 +16,7 @@ from celery import states
 
 from . import backends
 
-__all__ = ("ParentsWatch",)
+__all__ = ("ParentsWatch", "leaves_of")
 
 logger = logging.getLogger("chordguard")
 
@@ -43,7 +43,7 @@ class ParentsWatch:
     def __init__(self, result: Any, parents: Sequence[Any]) -> None:
         self._result = result
         self._backend = result.backend
-        self._pending = [leaf for parent in reversed(parents) for leaf in _leaves(parent)]
+        self._pending = [leaf for parent in reversed(parents) for leaf in leaves_of(parent)]
         self._announces = backends.is_redis(self._backend) and (
             len(self._pending) <= MOST_ANNOUNCED
         )
@@ -132,10 +132,11 @@ class ParentsWatch:
             failed.maybe_throw()
 
 
-def _leaves(result: Any) -> Iterator[Any]:
+def leaves_of(result: Any) -> Iterator[Any]:
+    """Yield the results of single tasks that `result` is made of, in order."""
     members = getattr(result, "results", None)
     if members is None:
         yield result
     else:
         for member in members:
-            yield from _leaves(member)
+            yield from leaves_of(member)

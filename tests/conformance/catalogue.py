@@ -26,8 +26,6 @@ ALL = (REDIS, *SQL)
 
 BOOM = "ValueError: boom"
 
-Stock = "str | tuple[str, ...]"
-
 
 @dataclass(frozen=True)
 class Scenario:
@@ -41,7 +39,6 @@ class Scenario:
         stock: Gives what stock does, from the backend; one of several where it depends on luck.
         backends: On which backends the row has cells.
         options: For ``apply_async``.
-        before: Called with the published result, as to revoke a member.
     """
 
     defect: str

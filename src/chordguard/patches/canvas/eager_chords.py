@@ -19,6 +19,7 @@ from ... import completion
 from ..._patch import Patch, celery_5_7, celery_version
 from ...backends import StoredResult
 from ...policy import Policy, tolerates
+from ...waiting import leaves_of
 
 patch = Patch(
     name="eager_chords",
@@ -50,7 +51,7 @@ def _apply(
     if callback is None or raises or not propagate:
         return wrapped(args, kwargs, propagate=propagate, body=body, **options)
     results = list(_run_header(chord, args or (), kwargs or {}))
-    stored = {result.id: _as_stored(app, result) for result in _leaves(results)}
+    stored = {leaf.id: _as_stored(app, leaf) for result in results for leaf in leaves_of(result)}
     try:
         gathered = completion.collect(
             completion.header_of(results), stored, Policy.of(app, callback)
@@ -91,15 +92,6 @@ def _failed_as(task: Any, app: Any, exc: Exception) -> Any:
     if kind == "group":
         return app.GroupResult(uuid(), [_failed_as(step, app, exc) for step in task.tasks])
     return EagerResult(uuid(), exc, states.FAILURE)
-
-
-def _leaves(results: Any) -> Iterator[Any]:
-    for result in results:
-        members = getattr(result, "results", None)
-        if members is None:
-            yield result
-        else:
-            yield from _leaves(members)
 
 
 def _as_stored(app: Any, result: Any) -> StoredResult:
