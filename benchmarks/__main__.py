@@ -11,18 +11,14 @@ import contextlib
 import statistics
 import subprocess
 import sys
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from celery import chord
-from sqlalchemy import event
-from sqlalchemy.engine import Engine
-from tests.app_factory import make_app
-from tests.harness import Cluster, Clusters
+from tests.harness import Clusters
 from tests.servers import Servers
 
+from benchmarks import sql
+from benchmarks.lanes import canvas, fresh_producer, pair, run_many, statements, timed, until_done
 from chordguard import install_patches, uninstall_patches
-from chordguard._patch import is_patched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,8 +26,6 @@ if TYPE_CHECKING:
 #: Members of the header, and how many such chords run at once in one round.
 SIZES = {1: 200, 10: 100, 100: 12, 1000: 1}
 ROUNDS = 9
-#: Seconds between two looks of somebody who does not wait with `get`.
-GLANCE = 0.02
 
 
 def main(names: list[str]) -> int:
@@ -45,47 +39,6 @@ def main(names: list[str]) -> int:
                     missed += not is_met
                     print(f"  {line}{'' if is_met else '   MISSED'}", flush=True)
     return 1 if missed else 0
-
-
-def pair(clusters: Clusters, backend: str) -> dict[str, Cluster]:
-    """Return a stock and a patched cluster on the backend, both warm."""
-    both = {
-        half: clusters(
-            backend, patched=half == "patched", settings={"result_chord_retry_interval": 1.0}
-        )
-        for half in ("stock", "patched")
-    }
-    for cluster in both.values():
-        until_done(cluster, [canvas(cluster, 20).apply_async() for _ in range(5)])
-    return both
-
-
-def canvas(cluster: Cluster, size: int) -> Any:
-    t = cluster.tasks
-    return chord([t.echo.s(1) for _ in range(size)], t.tsum.s(), app=cluster.app)
-
-
-@contextlib.contextmanager
-def fresh_producer(cluster: Cluster) -> Iterator[Cluster]:
-    """Give the cluster's worker a producer that nothing was announced to before."""
-    app = make_app(cluster.config, patched=is_patched(cluster.app))
-    app.set_current()
-    with contextlib.closing(app):
-        yield Cluster(cluster.stack, app, cluster.worker, cluster.config)
-
-
-def until_done(cluster: Cluster, results: list[Any]) -> None:
-    """Look at each result until it is there, without waiting for it as `get` does."""
-    backend = cluster.app.backend
-    for result in results:
-        while backend.get_state(result.id) not in backend.READY_STATES:
-            time.sleep(GLANCE)
-
-
-def timed(run: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
 
 
 def overhead(clusters: Clusters) -> Iterator[tuple[str, bool]]:
@@ -109,10 +62,6 @@ def overhead(clusters: Clusters) -> Iterator[tuple[str, bool]]:
                 ),
                 patched / stock >= 0.97,
             )
-
-
-def run_many(cluster: Cluster, size: int, count: int) -> None:
-    until_done(cluster, [canvas(cluster, size).apply_async() for _ in range(count)])
 
 
 def waiting(clusters: Clusters) -> Iterator[tuple[str, bool]]:
@@ -157,24 +106,6 @@ def sql_waiting(clusters: Clusters) -> Iterator[tuple[str, bool]]:
         )
 
 
-@contextlib.contextmanager
-def statements() -> Iterator[list[int]]:
-    """Count the statements that this process sends to any database."""
-    sent: list[int] = []
-
-    def count(*_: Any) -> None:
-        sent.append(1)
-
-    names = ("before_cursor_execute", "begin", "commit", "rollback")
-    for name in names:
-        event.listen(Engine, name, count)
-    try:
-        yield sent
-    finally:
-        for name in names:
-            event.remove(Engine, name, count)
-
-
 def import_time(_: Clusters) -> Iterator[tuple[str, bool]]:
     """`import chordguard` adds under 20 ms to `import celery`."""
 
@@ -217,6 +148,12 @@ BENCHMARKS: dict[str, Callable[[Clusters], Iterator[tuple[str, bool]]]] = {
     "overhead": overhead,
     "waiting": waiting,
     "sql_waiting": sql_waiting,
+    "sql_latency": sql.latency,
+    "sql_statements": sql.statements_per_member,
+    "sql_throughput": sql.throughput,
+    "sql_stragglers": sql.stragglers,
+    "sql_crowd": sql.crowd,
+    "sql_duplicates": sql.duplicates,
 }
 
 if __name__ == "__main__":

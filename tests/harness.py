@@ -224,12 +224,14 @@ def running_worker(
     loglevel: str = "INFO",
     python: str = sys.executable,
     env: dict[str, str] | None = None,
+    statements: str | None = None,
     **worker_options: Any,
 ) -> Iterator[Worker]:
     """Run a worker until the block ends.
 
     `config` comes from `Stack.config`, `python` may be that of an environment with another Celery,
-    `worker_options` go to `app.Worker`. The block starts when the worker is ready for tasks.
+    `worker_options` go to `app.Worker`. To the file `statements` the worker adds a letter for
+    each SQL statement (see `tests.worker`). The block starts when it is ready for tasks.
     """
     with tempfile.TemporaryDirectory(prefix="chordguard-worker-") as temporary:
         folder = Path(temporary)
@@ -243,6 +245,7 @@ def running_worker(
             "loglevel": loglevel,
             "hostname": hostname,
             "ready_file": str(ready_file),
+            "statements": statements,
             "worker": worker_options,
         }
         (folder / "options.json").write_text(json.dumps(options))

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from celery import chord, group
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,6 +128,13 @@ def collect(results, record=None):
     """Return the results of a header: the usual body of the tests."""
     append(record, f"body {results!r}")
     return results
+
+
+@task()
+def stamp(results, record):
+    """Note when this body started; return how many results it got."""
+    append(record, f"{time.time():.6f}")
+    return len(results)
 
 
 @task()
@@ -288,3 +295,28 @@ def errback_old(task_id, *, record=None):
 @task()
 def errback_new(request, exc, traceback, *, record=None):
     append(record, f"errback_new {request.id} {type(exc).__name__}: {exc}")
+
+
+# Tasks that other moments than their end matter for
+
+
+@task(bind=True)
+def extend_chord(self, x, record=None):
+    """Add a member that returns `x` to the chord of which this task is a member."""
+    self.add_to_chord(signature(self.app, "echo", x))
+    append(record, f"extended by {x}")
+    return "extended"
+
+
+@task(bind=True)
+def retry_late(self, x):
+    """Return `x` in a second run, whose SUCCESS is there before the first stores RETRY."""
+    if self.request.retries:
+        return x
+    try:
+        self.retry(countdown=0)
+    except Retry:
+        end = time.monotonic() + STRAGGLER_DEADLINE
+        while self.AsyncResult(self.request.id).state != "SUCCESS" and time.monotonic() < end:
+            time.sleep(POLL_INTERVAL)
+        raise

@@ -13,6 +13,39 @@ from pathlib import Path
 from typing import Any
 
 
+def count_statements(path: str) -> None:
+    """Add a letter to the file for all that this process and its children send to a database.
+
+    B, C, R: BEGIN, COMMIT, ROLLBACK. S: any other statement. P: the ping of a pooled connection
+    (SQLAlchemy 2).
+    """
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+    from sqlalchemy.engine.default import DefaultDialect
+
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+
+    def counting(letter: bytes) -> Any:
+        return lambda *_: os.write(descriptor, letter)
+
+    for name, letter in (
+        ("before_cursor_execute", b"S"),
+        ("begin", b"B"),
+        ("commit", b"C"),
+        ("rollback", b"R"),
+    ):
+        event.listen(Engine, name, counting(letter))
+    if not hasattr(DefaultDialect, "_do_ping_w_event"):
+        return
+    ping = DefaultDialect._do_ping_w_event
+
+    def count_ping(self: Any, connection: Any) -> bool:
+        os.write(descriptor, b"P")
+        return ping(self, connection)
+
+    DefaultDialect._do_ping_w_event = count_ping
+
+
 def main(path: str) -> int:
     options = json.loads(Path(path).read_text())
     if options["pool"] in ("gevent", "eventlet"):
@@ -31,6 +64,8 @@ def main(path: str) -> int:
     def tell_ready(**kwargs: Any) -> None:
         ready_file.write_text(str(os.getpid()))
 
+    if options["statements"]:
+        count_statements(options["statements"])
     app = make_app(options["app"], options["patched"])
     app.set_default()
     worker = app.Worker(

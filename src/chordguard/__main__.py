@@ -19,7 +19,7 @@ UNUSABLE = 2
 @click.group()
 @click.version_option(__version__, prog_name="chordguard")
 def main() -> None:
-    """Celery chords that end: look at an app, or see the patches at work."""
+    """Celery chords that end: look at an app, prepare its database, or see the patches at work."""
 
 
 @main.command()
@@ -64,6 +64,38 @@ def demo() -> None:
         _say(str(exc))
         sys.exit(UNUSABLE)
     sys.exit(FINE if is_right else WRONG)
+
+
+@main.command()
+@click.option(
+    "--dialect",
+    required=True,
+    type=click.Choice(["mariadb", "mysql", "postgresql", "sqlite"]),
+    help="The database.",
+)
+@click.option(
+    "-A", "--app", "name", metavar="APP", help="Use the table names and schemas of this app."
+)
+def ddl(dialect: str, name: str | None) -> None:
+    """Print the statements that create the tables in which chords are counted.
+
+    For a database in which the application may not create tables. Nothing is executed. Exit
+    status: 0 printed, 2 the app cannot be loaded or SQLAlchemy is not installed.
+    """
+    from .doctor import CannotLoad, load_app
+
+    try:
+        from .ledger.database import Tables
+
+        statements = Tables.of(load_app(name) if name else None).ddl(dialect)
+    except ImportError as exc:
+        _say(f'{exc}: pip install "chordguard[sqlalchemy]"')
+        sys.exit(UNUSABLE)
+    except CannotLoad as exc:
+        _say(str(exc))
+        sys.exit(UNUSABLE)
+    for statement in statements:
+        click.echo(f"{statement};\n")
 
 
 def _print(text: str) -> None:

@@ -146,7 +146,7 @@ def _when_finalized(sender: Celery, **_: Any) -> None:
 
 
 def _warn_of_short_polling(sender: Any = None, **_: Any) -> None:
-    """Say in the log of a worker when its chords are not polled for long."""
+    """Say in the log of a worker when its chords are not looked at for long."""
     from .doctor import short_polling
 
     app: Any = getattr(sender, "app", None)

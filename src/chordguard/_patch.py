@@ -34,6 +34,9 @@ Wrapper = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], A
 
 #: The generator header's `zip` is gone: https://github.com/celery/celery/pull/7964
 celery_5_3: Version = (5, 3)
+#: The database backend creates its tables at set-up:
+#: https://docs.celeryq.dev/en/stable/userguide/configuration.html
+celery_5_5: Version = (5, 5)
 #: A group that is a body is failed member by member: https://github.com/celery/celery/pull/9773
 celery_5_6: Version = (5, 6)
 #: Nested groups have ids of their own, failures reach chord steps of a chain, `chord_unlock`
@@ -86,6 +89,15 @@ class Target:
         return f"{self.module}.{self.path}"
 
 
+@dataclass(frozen=True)
+class TaskTarget:
+    """A method of a built-in task that a patch wraps, for each app on its own."""
+
+    task: str
+    method: str
+    wrapper: Wrapper
+
+
 @dataclass
 class Patch:
     """One fix.
@@ -95,7 +107,6 @@ class Patch:
         defects: Ids of the defects that it mends, as the README's table lists them.
         symptom: What a user sees without it, in one line.
         until: The first Celery version that does not have the defect; None: all have it.
-        task: Name of the built-in task whose ``run`` is wrapped, for each app on its own.
         driver: The optional package without which the target cannot be imported.
     """
 
@@ -105,8 +116,7 @@ class Patch:
     until: Version | None = None
     driver: str | None = None
     targets: list[Target] = field(default_factory=list)
-    task: str | None = None
-    task_wrapper: Wrapper | None = None
+    task_targets: list[TaskTarget] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.name in registry:
@@ -138,14 +148,14 @@ class Patch:
 
         return declare
 
-    def wraps_task(self, name: str) -> Callable[[Wrapper], Wrapper]:
-        """Declare that the decorated wrapper wraps ``run`` of the built-in task `name`.
+    def wraps_task(self, name: str, method: str = "run") -> Callable[[Wrapper], Wrapper]:
+        """Declare that the decorated wrapper wraps a method of the built-in task `name`.
 
         Celery makes these tasks anew for each app when the app is finalized.
         """
 
         def declare(wrapper: Wrapper) -> Wrapper:
-            self.task, self.task_wrapper = name, wrapper
+            self.task_targets.append(TaskTarget(name, method, wrapper))
             return wrapper
 
         return declare
@@ -229,19 +239,20 @@ def deactivate(app: Celery) -> None:
 def wrap_tasks(app: Celery) -> None:
     """Wrap the built-in tasks of a finalized app."""
     for patch in registry.values():
-        if patch.task and patch.task_wrapper and patch.is_needed():
-            task = app._tasks.get(patch.task)  # app.tasks would finalize the app once more
-            if task is not None and not _is_ours(vars(task).get("run"), patch):
-                task.run = _guarded(patch, patch.task_wrapper, app_of_instance, task.run)
+        for target in patch.task_targets if patch.is_needed() else ():
+            task = app._tasks.get(target.task)  # app.tasks would finalize the app once more
+            if task is not None and not _is_ours(vars(task).get(target.method), patch):
+                original = getattr(task, target.method)
+                guarded = _guarded(patch, target.wrapper, app_of_instance, original)
+                setattr(task, target.method, guarded)
 
 
 def unwrap_tasks(app: Celery) -> None:
     """Take the wrappers off the built-in tasks of `app`."""
-    for name in {patch.task for patch in registry.values() if patch.task}:
-        task: Any = app._tasks.get(name)
-        run = vars(task).get("run") if task is not None else None
-        if isinstance(run, _Guarded):
-            del task.run  # the class has the original
+    for target in {target for patch in registry.values() for target in patch.task_targets}:
+        task: Any = app._tasks.get(target.task)
+        if task is not None and isinstance(vars(task).get(target.method), _Guarded):
+            delattr(task, target.method)  # the class has the original
 
 
 def outcomes(app: Celery) -> list[Outcome]:
@@ -268,7 +279,7 @@ def _outcome(patch: Patch, app: Celery) -> Outcome:
     waiting = [target for target in patch.targets_here() if target.original is None]
     if waiting:
         return line("waiting", f"applied as soon as {waiting[0].module} is imported")
-    if patch.task and not app.finalized:
+    if patch.task_targets and not app.finalized:
         return line("waiting", "applied as soon as the app is finalized")
     return line("applied")
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
 from celery import states
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = (
     "StoredResult",
     "announce",
+    "chunks",
+    "database_module",
     "is_database",
     "is_redis",
     "is_supported",
@@ -28,7 +30,10 @@ __all__ = (
     "ready_states",
     "silence",
     "why_unsupported",
+    "with_retries",
 )
+
+T = TypeVar("T")
 
 #: How many results one statement, or one command, reads.
 CHUNK = 500
@@ -92,7 +97,7 @@ def read_results(backend: Any, task_ids: Sequence[str]) -> dict[str, StoredResul
     """
     read = _read_from_redis if is_redis(backend) else _read_from_database
     found: dict[str, StoredResult] = {}
-    for chunk in _chunks(task_ids):
+    for chunk in chunks(task_ids):
         found.update((result.task_id, result) for result in read(backend, chunk))
     return found
 
@@ -106,7 +111,7 @@ def ready_states(backend: Any, task_ids: Sequence[str]) -> dict[str, str]:
             if meta["status"] in states.READY_STATES
         }
     found: dict[str, str] = {}
-    for chunk in _chunks(task_ids):
+    for chunk in chunks(task_ids):
         task = backend.task_cls
         found.update(
             _select(
@@ -197,13 +202,14 @@ def _is_a(backend: Any, module: str, name: str) -> bool:
     return cls is not None and isinstance(backend, cls)
 
 
-def _chunks(items: Sequence[str]) -> Iterator[Sequence[str]]:
+def chunks(items: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield `items` in slices of :data:`CHUNK`."""
     return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
 
 
 def read_metas(backend: Any, task_ids: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (id, stored meta-data) of those of `task_ids` that a Redis `backend` knows."""
-    for chunk in _chunks(task_ids):
+    for chunk in chunks(task_ids):
         keys = [backend.get_key_for_task(task_id) for task_id in chunk]
         for task_id, payload in zip(chunk, backend.ensure(backend.mget, (keys,)), strict=True):
             if payload is not None:
@@ -232,20 +238,21 @@ def _as_it_is(value: Any) -> Any:
 def _select(backend: Any, columns: Iterable[Any], condition: Any) -> list[Any]:
     def select() -> list[Any]:
         session = backend.ResultSession()
-        with _database_module().session_cleanup(session):
+        with database_module().session_cleanup(session):
             return list(map(tuple, session.query(*columns).filter(condition)))
 
-    return _with_retries(backend, select)
+    return with_retries(backend, select)
 
 
-def _with_retries(backend: Any, operation: Callable[[], list[Any]]) -> list[Any]:
+def with_retries(backend: Any, operation: Callable[[], T]) -> T:
     """Run `operation` under the database backend's own retry policy."""
     if hasattr(backend, "_ensure_retryable"):  # 5.7
-        result: list[Any] = backend._ensure_retryable(operation)
+        result: T = backend._ensure_retryable(operation)
     else:
-        result = _database_module().retry(operation)()
+        result = database_module().retry(operation)()
     return result
 
 
-def _database_module() -> Any:
+def database_module() -> Any:
+    """Return the module of Celery's SQLAlchemy backend, of which there is an instance."""
     return sys.modules["celery.backends.database"]

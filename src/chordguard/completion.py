@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from celery import states
 from celery.exceptions import ChordError
+from kombu.utils.encoding import safe_repr
 
 from .backends import StoredResult
 from .errors import ChordMemberLost
 from .failures import describe, record_of
+from .ledger.model import Header, leaf_ids
 from .policy import tolerates
 
 if TYPE_CHECKING:
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from .policy import Policy
 
 __all__ = (
-    "Header",
     "call_errbacks",
     "collect",
     "fail",
@@ -40,10 +41,6 @@ __all__ = (
 
 logger = logging.getLogger("chordguard")
 
-#: The ids of a header's members in header order; a nested list for a member that is a
-#: group of results (a chain that ends in a group).
-Header = Sequence[Any]
-
 
 def header_of(results: Sequence[Any]) -> list[Any]:
     """Return the ids of Celery's result objects, nested as they are."""
@@ -51,15 +48,6 @@ def header_of(results: Sequence[Any]) -> list[Any]:
         header_of(result.results) if getattr(result, "results", None) is not None else result.id
         for result in results
     ]
-
-
-def leaf_ids(header: Header) -> Iterator[str]:
-    """Yield the id of each member, in header order."""
-    for item in header:
-        if isinstance(item, str):
-            yield item
-        else:
-            yield from leaf_ids(item)
 
 
 def collect(header: Header, results: Mapping[str, StoredResult], policy: Policy) -> list[Any]:
@@ -106,6 +94,8 @@ def finish(
     header: Header,
     results: Mapping[str, StoredResult],
     policy: Policy,
+    *,
+    settled: str | None = None,
 ) -> None:
     """End a chord: publish its body with the results, or fail it as the policy says.
 
@@ -115,8 +105,12 @@ def finish(
         header: The members' ids, nested as the header is.
         results: The members' stored results by id; a member that is not there is lost.
         policy: The chord's error policy.
+        settled: For a chord that ends before its members are done: the sentence that says why,
+            with which the error of a strict chord begins.
     """
     try:
+        if not policy.tolerate:
+            _check_strictly(app.backend, header, results, settled)
         gathered = collect(header, results, policy)
         # From 5.7 on Celery publishes a body again after a broker error.
         publish = getattr(app.amqp, "_retry_publish", None)
@@ -128,7 +122,37 @@ def finish(
         fail(app.backend, body, exc)
     except Exception as exc:
         logger.exception("The body of a chord cannot be published")
-        fail(app.backend, body, _caused_by(exc, f"Callback error: {exc!r}"))
+        fail(app.backend, body, _caused_by(exc, f"Callback error: {safe_repr(exc)}"))  # type: ignore[no-untyped-call]
+
+
+def _check_strictly(
+    backend: Any, header: Header, results: Mapping[str, StoredResult], settled: str | None
+) -> None:
+    """Raise what a strict chord fails with, unless all its members succeeded.
+
+    As in Celery the error names the first failed member, and is caused by its error.
+    """
+    ids = list(leaf_ids(header))
+    missing = [task_id for task_id in ids if task_id not in results]
+    if settled is not None and missing:
+        failed = [
+            describe(record_of(results[task_id], index))
+            for index, task_id in enumerate(ids)
+            if task_id in results and results[task_id].failed
+        ]
+        message = (
+            f"{settled}: no result of {len(missing)} of {len(ids)} header tasks: "
+            f"{', '.join(missing)}"
+        )
+        raise ChordError(message + (f"; failed: {'; '.join(failed)}" if failed else ""))
+    for task_id in ids:
+        result = results.get(task_id) or lost(task_id)
+        if result.failed:
+            cause = result.value
+            if not isinstance(cause, BaseException):
+                cause = backend.exception_to_python(cause)
+            text: str = safe_repr(cause)  # type: ignore[no-untyped-call]
+            raise _caused_by(cause, f"Dependency {task_id} raised {text}")
 
 
 def lost(task_id: str) -> StoredResult:

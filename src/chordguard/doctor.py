@@ -10,7 +10,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from . import _patch, backends, polling, settings
+from . import _patch, backends, counting, polling, settings
 from . import patches as _all_patches  # noqa: F401 - fills the registry
 from .errors import SettingError
 
@@ -103,29 +103,34 @@ def examine(app: Celery) -> list[Finding]:
 
 
 def short_polling(app: Celery, task: Any) -> str | None:
-    """Return a warning when the chords of `app` are polled for less than a minute in all.
+    """Return a warning when the chords of `app` are looked at for less than a minute in all.
 
-    Each poll of a chord is a retry of `celery.chord_unlock`, whose bound comes from
-    ``task_annotations`` or, with the patches, from ``chord_unlock_max_retries``.
+    Each look at a chord is a retry of `celery.chord_unlock`, whose bound comes from
+    ``task_annotations`` or, with the patches, from ``chord_unlock_max_retries``. A chord that is
+    counted is looked at late and slowly, by the safety net alone.
 
     Arguments:
         app: The app, configured.
         task: Its task ``celery.chord_unlock``.
 
     Returns:
-        One line, or None where polling lasts, or where this backend is not polled.
+        One line, or None where that lasts, or where this backend is not polled.
     """
     bound, source = _bound_of_polls(app, task)
-    if bound is None or _counts_parts(app):
+    if bound is None or backends.is_redis(_backend(app)):
         return None
-    seconds = 0.0
+    is_counted = _is_counted(app)
+    looked_at, look = ("looked at", "look") if is_counted else ("polled", "poll")
+    seconds = counting.first_delay(app, None) if is_counted else 0.0
     for retries in range(bound):
-        seconds += _delay_before(app, task, retries)
         if seconds >= SHORT_POLLING:
-            return None
+            break
+        seconds += _delay_before(app, task, retries)
+    if seconds >= SHORT_POLLING:
+        return None
     return (
-        f"{source} = {bound}: a chord is polled for about {seconds:.3g} s only, since each poll "
-        f"is a retry of {UNLOCK}; one whose header takes longer {_lost_how(app)}"
+        f"{source} = {bound}: a chord is {looked_at} for about {seconds:.3g} s only, since each "
+        f"{look} is a retry of {UNLOCK}; one whose header takes longer {_lost_how(app)}"
     )
 
 
@@ -247,11 +252,13 @@ def _useless_annotations(app: Celery) -> Iterator[Finding]:
         for key in attributes
         if key.startswith("retry_backoff") or key == "retry_jitter"
     )
-    if useless and not _counts_parts(app):
+    if useless and not backends.is_redis(_backend(app)):
         yield Finding(
             f"task_annotations of {UNLOCK}",
             f"{_some(useless)} has no effect on polls",
-            "use chord_unlock_retry_backoff, chord_unlock_retry_backoff_max and "
+            "remove it: a chord that is counted is looked at late and slowly anyway"
+            if _is_counted(app)
+            else "use chord_unlock_retry_backoff, chord_unlock_retry_backoff_max and "
             "chord_unlock_retry_jitter",
         )
 
@@ -291,12 +298,14 @@ def _chord_keys_expire(app: Celery, expires: float) -> float:
 
 
 def _ignored_results(app: Celery) -> Iterator[Finding]:
-    if not backends.is_database(_backend(app)):
+    if not backends.is_database(_backend(app)) or _is_counted(app):
         return
     danger = "as a member of a header it stores nothing, and the chord is polled " + (
-        "until chord_timeout" if _patch.is_patched(app) else "for ever"
+        "until chord_timeout" if _polls_are_ours(app) else "for ever"
     )
     remedy = "set ignore_result=False on each task that is a member of a chord's header"
+    if _patch.is_patched(app) and not settings.get(app, "chord_ledger"):
+        remedy += ", or have chords counted (chord_ledger = True)"
     if app.conf.task_ignore_result:
         yield Finding("task_ignore_result", f"True on a SQL backend: {danger}", remedy)
         return
@@ -392,13 +401,17 @@ def _annotations_of(app: Celery) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _delay_before(app: Celery, task: Any, retries: int) -> float:
+    if _is_counted(app) and app.conf.get("chord_unlock_retry_delay") is None:
+        return counting.next_delay(app, retries)
     if _polls_are_ours(app):
         return polling.delay_before(app, task, retries)
     return float(task.default_retry_delay)
 
 
 def _polls_are_ours(app: Celery) -> bool:
-    return _patch.registry["bounded_unlock"].is_active(app) and backends.is_database(_backend(app))
+    """Tell whether our settings say when the polling of a chord ends."""
+    is_bounded = _patch.registry["bounded_unlock"].is_active(app)
+    return _is_counted(app) or (is_bounded and backends.is_database(_backend(app)))
 
 
 def _lost_how(app: Celery) -> str:
@@ -409,9 +422,21 @@ def _lost_how(app: Celery) -> str:
     return "fails while its header still runs"
 
 
-def _counts_parts(app: Celery) -> bool:
-    """Tell whether the backend counts a chord's parts, so that nothing is polled."""
-    return backends.is_redis(_backend(app))
+def _is_counted(app: Celery) -> bool:
+    """Tell whether the chords of `app` are counted in a SQL database.
+
+    Nobody is asked whether the tables for it are there.
+    """
+    backend, fix = _backend(app), _patch.registry["counted_chords"]
+    if not (backends.is_database(backend) and fix.is_active(app)):
+        return False
+    # Without SQLAlchemy there is no such backend.
+    from sqlalchemy.engine import make_url
+
+    from .ledger.database import DIALECTS
+
+    is_known = make_url(backend.url).get_backend_name() in DIALECTS
+    return is_known and bool(settings.get(app, "chord_ledger"))
 
 
 def _backend(app: Celery) -> Any:

@@ -1,7 +1,8 @@
 """Chords that are polled: the header read in bulk, when to look again, when to stop.
 
-On the database backend nothing counts a chord's parts. The task `celery.chord_unlock` looks
-again and again whether all members are ready; each look is a retry of that task.
+Where a database backend does not count a chord's parts (see :mod:`chordguard.counting`), the task
+`celery.chord_unlock` looks again and again whether all members are ready; each look is a retry of
+that task. The safety net of a chord that is counted is the same task, with the same bounds.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from celery.exceptions import ChordError
 from celery.result import GroupResult, result_from_tuple
 
 from . import backends, completion, settings
-from .failures import describe, line_of, record_of
+from .failures import line_of
 from .policy import Policy
 
 if TYPE_CHECKING:
@@ -34,11 +35,12 @@ logger = logging.getLogger("chordguard")
 PROGRESS = "chordguard_progress"
 
 
+#: The keyword argument in which Celery, from 5.7 on, hands the type of the exchange on.
+_EXCHANGE_TYPE = "_chord_unlock_exchange_type"
+
+
 class PolledHeader(GroupResult):  # type: ignore[misc]
     """The results of a polled chord's header, read with one statement per 500 members."""
-
-    #: Set for a tolerant chord: what the join makes of failed members.
-    policy: Policy | None = None
 
     @cached_property
     def header(self) -> list[Any]:
@@ -59,19 +61,6 @@ class PolledHeader(GroupResult):  # type: ignore[misc]
         """Tell whether all members are ready."""
         return self.ready_count >= len(set(self.ids))
 
-    @property
-    def supports_native_join(self) -> bool:
-        """Tell that the results are joined by `join`."""
-        return False
-
-    def join(self, *args: Any, **kwargs: Any) -> list[Any]:
-        """Return what the body gets; a tolerant chord's failed members are part of it."""
-        if self.policy is None:
-            joined: list[Any] = super().join(*args, **kwargs)
-            return joined
-        results = backends.read_results(self.backend, self.ids)
-        return completion.collect(self.header, results, self.policy)
-
 
 @dataclass
 class Poll:
@@ -84,6 +73,8 @@ class Poll:
     max_retries: int | None
     result: Sequence[Any]
     progress: Any
+    #: What a retry of this poll has to be given beside its delay.
+    retry_options: dict[str, Any]
 
     @classmethod
     def of(cls, task: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Poll:
@@ -104,6 +95,7 @@ class Poll:
             given.get("max_retries"),
             given.get("result") or (),
             given.get(PROGRESS),
+            {"exchange_type": given[_EXCHANGE_TYPE]} if _EXCHANGE_TYPE in given else {},
         )
 
     @classmethod
@@ -149,45 +141,62 @@ class Poll:
         return min((bound for bound in bounds if bound is not None), default=None)
 
     @property
+    def retries(self) -> int:
+        """How many polls of this chord there were before this one."""
+        retries: int = self.task.request.retries
+        return retries
+
+    @property
     def delay(self) -> float:
         """Seconds until the next poll."""
-        return delay_before(self.app, self.task, self.task.request.retries, self.interval)
+        return delay_before(self.app, self.task, self.retries, self.interval)
 
-    def why_settle(self) -> str | None:
-        """Return why this chord, which is not ready, is not polled again; None: it is."""
-        bound, retries = self.bound, self.task.request.retries
-        if bound is not None and retries >= bound:
-            return f"after {retries + 1} polls (the bound is {bound} retries)"
+    @property
+    def asked_delay(self) -> float | None:
+        """Seconds until the next poll where somebody asked for so many; else None."""
+        is_set = self.app.conf.get("chord_unlock_retry_delay") is not None
+        return self.delay if is_set or self.interval is not None else None
+
+    def why_settle(self, idle: float) -> str | None:
+        """Return why this chord, which is not ready, is not polled again; None: it is.
+
+        `idle` is for how many seconds no further member got ready.
+        """
+        if self.bound is not None and self.retries >= self.bound:
+            return f"after {self.retries + 1} polls (the bound is {self.bound} retries)"
         timeout = self.policy.timeout
-        if timeout is None:
-            return None
+        if timeout is not None and idle >= timeout:
+            return f"after {idle:.1f} seconds without progress (chord_timeout = {timeout:g})"
+        return None
+
+    def idle(self) -> float:
+        """Return for how many seconds no further member got ready; tell the next poll."""
+        if self.policy.timeout is None:
+            return 0.0
         now = time.time()
         count, since = self._last_progress(now)
         if self.header.ready_count > count:
             count, since = self.header.ready_count, now
-        if now - since >= timeout:
-            return f"after {now - since:.1f} seconds without progress (chord_timeout = {timeout:g})"
         # A retry sends the request's own arguments again.
         self.task.request.kwargs = {**self.task.request.kwargs, PROGRESS: [count, since]}
-        return None
+        return now - since
 
-    def settle(self, reason: str) -> None:
-        """End a chord that has reached its bound, with the results that are there.
+    def finish(self, settled: str | None = None) -> None:
+        """End the chord with the results that are there.
 
-        Strict, it fails with a ChordError that names the missing members; tolerant, its body
-        runs and they are among the failed.
+        `settled` says why that is so before all members are ready: those that are missing
+        count as lost.
         """
         results = {
             task_id: result
             for task_id, result in backends.read_results(self.app.backend, self.header.ids).items()
             if result.state in self.app.backend.READY_STATES
         }
+        if settled is not None:
+            logger.warning("Chord %s is settled %s", self.group_id, settled)
+            settled = f"Chord {self.group_id} was settled {settled}"
         body = maybe_signature(self.body, app=self.app)
-        logger.warning("Chord %s is settled %s", self.group_id, reason)
-        if self.policy.tolerate:
-            completion.finish(self.app, body, self.header.header, results, self.policy)
-        else:
-            completion.fail(self.app.backend, body, self._error(reason, results))
+        completion.finish(self.app, body, self.header.header, results, self.policy, settled=settled)
 
     def give_up(self, exc: BaseException) -> None:
         """Fail a chord that nobody will poll again because of `exc`, unless that was done."""
@@ -205,20 +214,6 @@ class Poll:
         except (TypeError, ValueError):
             return self.header.ready_count, now  # the first poll, or not our message
 
-    def _error(self, reason: str, results: Mapping[str, backends.StoredResult]) -> ChordError:
-        ids = self.header.ids
-        missing = [task_id for task_id in ids if task_id not in results]
-        message = (
-            f"Chord {self.group_id} was settled {reason}: no result of {len(missing)} of "
-            f"{len(ids)} header tasks: {', '.join(missing)}"
-        )
-        failed = [
-            describe(record_of(results[task_id], index))
-            for index, task_id in enumerate(ids)
-            if task_id in results and results[task_id].failed
-        ]
-        return ChordError(message + (f"; failed: {'; '.join(failed)}" if failed else ""))
-
 
 def delay_before(app: Celery, task: Any, retries: int, interval: float | None = None) -> float:
     """Return the seconds between poll number `retries` (from 0) and the next one.
@@ -228,10 +223,14 @@ def delay_before(app: Celery, task: Any, retries: int, interval: float | None = 
     delay = interval
     if delay is None:
         delay = app.conf.get("chord_unlock_retry_delay")
-        delay = task.default_retry_delay if delay is None else _seconds(app, "retry_delay")
+        delay = (
+            task.default_retry_delay
+            if delay is None
+            else settings.seconds(app, "chord_unlock_retry_delay")
+        )
     factor = float(settings.get(app, "chord_unlock_retry_backoff"))
     if factor > 1:
-        ceiling = _seconds(app, "retry_backoff_max")
+        ceiling = settings.seconds(app, "chord_unlock_retry_backoff_max")
         try:
             grown = delay * factor**retries
         except OverflowError:  # a chord may be polled for days
@@ -240,8 +239,3 @@ def delay_before(app: Celery, task: Any, retries: int, interval: float | None = 
     if settings.get(app, "chord_unlock_retry_jitter"):
         delay *= random.uniform(0.5, 1.0)  # noqa: S311
     return float(delay)
-
-
-def _seconds(app: Celery, name: str) -> float:
-    value = settings.get(app, f"chord_unlock_{name}")
-    return float(value.total_seconds() if hasattr(value, "total_seconds") else value)

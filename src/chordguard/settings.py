@@ -21,7 +21,7 @@ from .errors import SettingError
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("FIX_PREFIX", "SETTINGS", "Setting", "check", "check_value", "get")
+__all__ = ("FIX_PREFIX", "SETTINGS", "Setting", "check", "check_value", "get", "seconds")
 
 logger = logging.getLogger("chordguard")
 
@@ -119,7 +119,7 @@ SETTINGS: dict[str, Setting] = {
             None,
             "None (never), seconds (more than 0) or a timedelta",
             _or_none(_is_positive_seconds),
-            "Seconds without progress after which a polled chord is settled.",
+            "Seconds without progress after which a chord on SQL is settled.",
             default_from="result_expires",
         ),
         Setting(
@@ -136,6 +136,20 @@ SETTINGS: dict[str, Setting] = {
             _or_none(_is_seconds),
             "Seconds before the next poll.",
             default_from="result_chord_retry_interval",
+        ),
+        Setting(
+            "chord_unlock_first_delay",
+            30,
+            "seconds (0 or more) or a timedelta",
+            _is_seconds,
+            "Seconds before the first poll of a chord that is counted.",
+        ),
+        Setting(
+            "chord_ledger",
+            True,
+            "True or False",
+            _is_bool,
+            "Count the parts of chords on SQL; False: poll them, as Celery alone.",
         ),
         Setting(
             "chord_unlock_retry_backoff",
@@ -201,6 +215,12 @@ def get(app: Celery, name: str) -> Any:
             logger.error("%s The default %r is used.", exc, default)
         return default
     return value
+
+
+def seconds(app: Celery, name: str) -> float:
+    """Return the value of the setting `name`, a number or a timedelta, in seconds."""
+    value = get(app, name)
+    return float(value.total_seconds() if isinstance(value, timedelta) else value)
 
 
 def check(app: Celery, fixes: tuple[str, ...] = ()) -> None:

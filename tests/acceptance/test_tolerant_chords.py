@@ -29,6 +29,11 @@ BOOM = "ValueError: boom"
 pytestmark = pytest.mark.cluster(settings=TOLERANT)
 
 two_kinds = pytest.mark.parametrize("backend_kind", ["redis", "sqlite"])
+#: SQL in both ways: members are counted, or polled.
+polled = pytest.mark.cluster(settings={**TOLERANT, "chord_ledger": False})
+three_kinds = pytest.mark.parametrize(
+    "backend_kind", ["redis", "sqlite", pytest.param("sqlite", marks=polled, id="sqlite-polled")]
+)
 # Celery does not let root run a worker that accepts pickle.
 with_pickle = pytest.mark.cluster(settings=PICKLE, env={"C_FORCE_ROOT": "1"})
 #: The configuration is Celery's: errors fail the chord, unless a chord is marked.
@@ -39,7 +44,7 @@ def failing(t, body=None):
     return chord([t.echo.s(1), t.fail.s()], body or t.collect.s())
 
 
-@two_kinds
+@three_kinds
 class TestHeaders:
     def test_failed_member_becomes_a_result_in_its_place(self, cluster, record):
         t = cluster.tasks
@@ -140,7 +145,7 @@ class TestHeaders:
         assert 1 == record.count("errback_new")
 
 
-@two_kinds
+@three_kinds
 class TestBodies:
     def test_body_may_be_a_chain(self, cluster):
         t = cluster.tasks
@@ -192,7 +197,7 @@ class TestBodies:
         assert [] == cluster.run(chord([], cluster.tasks.collect.s()))
 
 
-@two_kinds
+@three_kinds
 class TestLostMembers:
     def test_revoked_member_counts_as_failed(self, cluster):
         t = cluster.tasks
@@ -373,7 +378,9 @@ class TestHowMuchIsTolerated:
 
 
 @pytest.mark.parametrize("backend_kind", ["postgresql", "mysql"])
-def test_database_servers_hold_tolerant_chords(cluster, record):
+@pytest.mark.parametrize("is_counted", [True, False], ids=["counted", "polled"])
+def test_database_servers_hold_tolerant_chords(clusters, backend_kind, is_counted, record):
+    cluster = clusters(backend_kind, settings={**TOLERANT, "chord_ledger": is_counted})
     t = cluster.tasks
     body = t.collect.s().on_error(t.errback_new.s(record=record.path))
     fails_first = chain(t.fail.s(), group(t.add.s(1), t.add.s(2)))

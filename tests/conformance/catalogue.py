@@ -309,6 +309,18 @@ TOLERANT = (
         always(WRONG),
     ),
     Scenario(
+        "B9",
+        "member whose result is ignored",
+        lambda t: chord([t.ignored_result.s(1), t.echo.s(2)], t.collect.s()),
+        [1, 2],
+        # The database holds nothing of it.
+        lambda backend: (RIGHT,) if backend == REDIS else (HANGS,),
+    ),
+)
+
+#: Run by workers that look at a chord soon and often.
+ASKED = (
+    Scenario(
         "C2",
         "bound given with apply_async",
         lambda t: chord([t.echo.s(1), t.echo.s(2).set(queue=t.nowhere)], t.collect.s()),

@@ -104,10 +104,10 @@ def layers(function, patch):
 
 
 def layers_of(patch, app):
-    found = [layers(function, patch) for function in standing(patch)]
-    if patch.task and patch.is_needed():
-        found.append(layers(vars(app.tasks[patch.task]).get("run"), patch))
-    return found
+    functions = standing(patch)
+    if patch.is_needed():
+        functions += [vars(app.tasks[t.task]).get(t.method) for t in patch.task_targets]
+    return [layers(function, patch) for function in functions]
 
 
 def run(code):
@@ -130,7 +130,7 @@ class TestNames:
     def test_patch_says_what_it_is_for(self, patch):
         assert patch.symptom
         assert patch.defects
-        assert patch.targets or patch.task
+        assert patch.targets or patch.task_targets
 
     def test_readme_lists_it(self, patch):
         readme = (ROOT / "README.md").read_text()
@@ -247,7 +247,7 @@ class TestInstalling:
 
         waiting = {o.patch for o in install_patches(app) if o.status == "waiting"}
 
-        assert {patch.name for patch in registry.values() if patch.task} == waiting
+        assert {patch.name for patch in registry.values() if patch.task_targets} == waiting
         app.finalize()
         assert set() == {o.patch for o in patch_report(app) if o.status == "waiting"}
 

@@ -116,6 +116,59 @@ def t(app):
     return tasks.named(app)
 
 
+class Wordless(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+class TestStrictChords:
+    @pytest.fixture
+    def finish(self, app, monkeypatch):
+        """Return a function that ends a strict chord and returns the error that it fails with."""
+        errors = []
+        monkeypatch.setattr(completion, "fail", lambda backend, body, exc: errors.append(exc))
+
+        def finish(header, results, **options):
+            body = app.tasks["tests.collect"].s()
+            completion.finish(app, body, header, results, STRICT, **options)
+            return errors.pop()
+
+        return finish
+
+    def test_error_names_the_first_member_that_failed(self, finish):
+        error = finish(["a", ["b", "c"]], done(c=FAILED, b=FAILED, a=1))
+
+        assert "Dependency b raised ValueError('boom')" == str(error)
+        assert isinstance(error.__cause__, ValueError)
+
+    def test_error_without_a_text_fails_the_chord(self, finish):
+        wordless = StoredResult("a", "FAILURE", Wordless())
+
+        error = finish(["a"], {"a": wordless})
+
+        assert str(error).startswith("Dependency a raised <Unrepresentable ")
+
+    def test_missing_member_is_lost(self, finish):
+        error = finish(["a", "b"], done(a=1))
+
+        assert str(error).startswith("Dependency b raised ChordMemberLost(")
+
+    def test_chord_that_is_settled_names_missing_and_failed_members(self, finish):
+        error = finish(["a", ["b"], "c"], done(a=1, c=FAILED), settled="Chord g was settled early")
+
+        assert (
+            "Chord g was settled early: no result of 1 of 3 header tasks: b; "
+            "failed: c ValueError: boom"
+        ) == str(error)
+
+    def test_chord_that_is_settled_when_all_are_there_names_the_one_that_failed(self, finish):
+        error = finish(["a", "b"], done(a=1, b=FAILED), settled="Chord g was settled early")
+
+        assert str(error).startswith("Dependency b raised ")
+
+
 def waiting_for(signature):
     return [leaf["options"]["task_id"] for leaf in completion.waiting_for(signature)]
 

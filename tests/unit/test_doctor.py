@@ -22,6 +22,10 @@ SECRET = "hunter2"
 REDIS = f"redis://:{SECRET}@localhost:1/0"
 
 
+#: Chords on a SQL backend are polled.
+POLLED = {"chord_ledger": False}
+
+
 def make_app(backend: str = REDIS, patched: bool = True, **settings: object) -> Celery:
     app = Celery("examined", broker="memory://", backend=backend, set_as_current=False)
     app.conf.update(settings)
@@ -162,7 +166,8 @@ def test_unknown_setting_in_a_namespace():
 )
 @pytest.mark.parametrize("patched", [True, False])
 def test_annotation_that_bounds_the_polls(sqlite, annotations, key, patched):
-    app = make_app(sqlite, patched, task_annotations=annotations)
+    ledger = POLLED if patched else {}
+    app = make_app(sqlite, patched, task_annotations=annotations, **ledger)
 
     text = warning(app)
 
@@ -173,14 +178,14 @@ def test_annotation_that_bounds_the_polls(sqlite, annotations, key, patched):
 
 
 def test_setting_that_bounds_the_polls(sqlite):
-    app = make_app(sqlite, chord_unlock_max_retries=10, chord_unlock_retry_delay=0.5)
+    app = make_app(sqlite, chord_unlock_max_retries=10, chord_unlock_retry_delay=0.5, **POLLED)
 
     assert "chord_unlock_max_retries = 10: a chord is polled for about 5 s only" in warning(app)
 
 
 def test_lower_bound_is_told(sqlite):
     annotations = {doctor.UNLOCK: {"max_retries": 3}}
-    app = make_app(sqlite, chord_unlock_max_retries=10, task_annotations=annotations)
+    app = make_app(sqlite, chord_unlock_max_retries=10, task_annotations=annotations, **POLLED)
 
     assert warning(app).startswith("task_annotations")
 
@@ -195,7 +200,64 @@ def test_lower_bound_is_told(sqlite):
     ],
 )
 def test_polling_for_a_minute_is_long_enough(sqlite, settings):
+    assert warning(make_app(sqlite, **settings, **POLLED)) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "seconds"),
+    [
+        ({"chord_unlock_max_retries": 0}, "30"),
+        ({"chord_unlock_max_retries": 2, "chord_unlock_first_delay": 5}, "20"),
+        ({"chord_unlock_max_retries": 3, "chord_unlock_first_delay": 0}, "7"),
+        ({"chord_unlock_max_retries": 5, "chord_unlock_retry_delay": 2}, "40"),
+        ({"chord_unlock_max_retries": 1, "chord_timeout": timedelta(seconds=10)}, "20"),
+    ],
+)
+def test_bound_on_the_looks_at_a_counted_chord(sqlite, settings, seconds):
+    text = warning(make_app(sqlite, **settings))
+
+    bound = settings["chord_unlock_max_retries"]
+    assert text.startswith(f"chord_unlock_max_retries = {bound}: a chord is looked at for about ")
+    assert f"about {seconds} s only, since each look is a retry of {doctor.UNLOCK}" in text
+    assert text.endswith("is settled without the members that are still running")
+
+
+def test_annotation_that_bounds_the_looks_at_a_counted_chord(sqlite):
+    app = make_app(sqlite, task_annotations={doctor.UNLOCK: {"max_retries": 0}})
+
+    text = warning(app)
+
+    assert text.startswith(f"task_annotations[{doctor.UNLOCK!r}]['max_retries'] = 0: ")
+    assert text.partition(": ")[0] in subjects(app)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"chord_unlock_max_retries": 1},
+        {"chord_unlock_max_retries": 3, "chord_unlock_first_delay": 8},
+        {"chord_unlock_max_retries": 0, "chord_unlock_first_delay": timedelta(minutes=1)},
+        {"chord_unlock_max_retries": 3, "chord_unlock_retry_delay": 10},
+        {"task_annotations": {doctor.UNLOCK: {"max_retries": 3}}},
+        # Its delays are those of a counted chord without the fix that bounds polls, too.
+        {"chord_unlock_max_retries": 3, "chord_fix_bounded_unlock": False},
+    ],
+)
+def test_looking_at_a_counted_chord_for_a_minute_is_long_enough(sqlite, settings):
     assert warning(make_app(sqlite, **settings)) is None
+
+
+@pytest.mark.parametrize("switch", ["chord_ledger", "chord_fix_counted_chords"])
+def test_chords_are_polled_without_the_ledger(sqlite, switch):
+    assert "is polled for about 3 s" in warning(
+        make_app(sqlite, chord_unlock_max_retries=3, **{switch: False})
+    )
+
+
+def test_chords_are_polled_in_a_database_that_is_not_counted_in(sqlite, monkeypatch):
+    monkeypatch.setattr("chordguard.ledger.database.DIALECTS", ("postgresql",))
+
+    assert "is polled for about 3 s" in warning(make_app(sqlite, chord_unlock_max_retries=3))
 
 
 def test_nothing_is_polled_on_redis():
@@ -209,17 +271,28 @@ def test_our_bound_does_not_count_without_the_patches(sqlite):
 
 
 def test_our_bound_does_not_count_with_the_fix_switched_off(sqlite):
-    app = make_app(sqlite, chord_unlock_max_retries=3, chord_fix_bounded_unlock=False)
+    switches = {**POLLED, "chord_fix_bounded_unlock": False}
 
-    assert warning(app) is None
+    assert warning(make_app(sqlite, chord_unlock_max_retries=3, **switches)) is None
 
 
-def test_backoff_in_an_annotation_is_useless(sqlite):
+def test_our_bound_counts_for_counted_chords_with_that_fix_switched_off(sqlite):
+    app = make_app(sqlite, chord_unlock_max_retries=0, chord_fix_bounded_unlock=False)
+
+    assert warning(app).endswith("is settled without the members that are still running")
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [({}, "remove it: a chord that is counted"), (POLLED, "use chord_unlock_retry_backoff, ")],
+)
+def test_backoff_in_an_annotation_is_useless(sqlite, settings, remedy):
     annotations = {doctor.UNLOCK: {"retry_backoff": True, "retry_backoff_max": 60}}
 
-    finding = only_finding(make_app(sqlite, task_annotations=annotations))
+    finding = only_finding(make_app(sqlite, task_annotations=annotations, **settings))
 
     assert "retry_backoff, retry_backoff_max has no effect on polls" == finding.danger
+    assert finding.remedy.startswith(remedy)
 
 
 # Results that expire or are not kept
@@ -249,23 +322,44 @@ def test_chord_keys_may_live_longer_than_results():
 
 
 def test_no_results_at_all(sqlite):
-    assert ["task_ignore_result"] == subjects(make_app(sqlite, task_ignore_result=True))
+    assert ["task_ignore_result"] == subjects(make_app(sqlite, task_ignore_result=True, **POLLED))
+    assert [] == doctor.examine(make_app(sqlite, task_ignore_result=True))
     assert [] == doctor.examine(make_app(task_ignore_result=True))
 
 
-def test_tasks_that_keep_no_result(sqlite):
+def add_tasks_that_keep_no_result(app: Celery) -> Celery:
     def do() -> None:
         pass
 
-    app = make_app(sqlite)
     for number in range(7):
         app.task(name=f"quiet.{number}", ignore_result=True, shared=False)(do)
     app.task(name="loud", shared=False)(do)
+    return app
 
-    finding = only_finding(app)
+
+def test_tasks_that_keep_no_result_in_a_chord_that_is_polled(sqlite):
+    finding = only_finding(add_tasks_that_keep_no_result(make_app(sqlite, **POLLED)))
 
     assert "ignore_result" == finding.subject
     assert "quiet.0, quiet.1, quiet.2, quiet.3, quiet.4 and 2 more" in finding.danger
+    assert finding.danger.endswith("until chord_timeout")
+    assert "chord_ledger = True" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("patched", "settings"),
+    [(False, {}), (True, {**POLLED, "chord_fix_bounded_unlock": False})],
+)
+def test_tasks_that_keep_no_result_where_nothing_bounds_the_polls(sqlite, patched, settings):
+    app = add_tasks_that_keep_no_result(make_app(sqlite, patched, **settings))
+
+    (finding,) = (f for f in doctor.examine(app) if f.subject == "ignore_result")
+
+    assert finding.danger.endswith("for ever")
+
+
+def test_tasks_that_keep_no_result_in_a_chord_that_is_counted(sqlite):
+    assert [] == doctor.examine(add_tasks_that_keep_no_result(make_app(sqlite)))
 
 
 # Backends and modes

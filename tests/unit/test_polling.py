@@ -109,6 +109,45 @@ class TestBound:
         assert expected == poll.bound
 
 
+class TestSettling:
+    def poll(self, app, retries=0, **arguments):
+        task = unlock_task(app, request=SimpleNamespace(retries=retries))
+        return polling.Poll.of(task, ("group", {}), arguments)
+
+    def test_chord_that_moves_on_is_not_settled(self, app):
+        app.conf.chord_timeout = 10
+
+        assert self.poll(app, retries=1000).why_settle(9.9) is None
+
+    def test_chord_without_progress_is_settled(self, app):
+        app.conf.chord_timeout = 10
+
+        reason = self.poll(app).why_settle(10.0)
+
+        assert "after 10.0 seconds without progress (chord_timeout = 10)" == reason
+
+    def test_chord_at_its_bound_is_settled(self, app):
+        poll = self.poll(app, retries=2, max_retries=2)
+
+        assert "after 3 polls (the bound is 2 retries)" == poll.why_settle(0)
+        assert self.poll(app, retries=1, max_retries=2).why_settle(0) is None
+
+
+class TestAskedDelay:
+    def test_nobody_asks_by_default(self, app):
+        assert TestSettling().poll(app).asked_delay is None
+
+    def test_setting_asks(self, app):
+        app.conf.chord_unlock_retry_delay = 3
+
+        assert 3.0 == TestSettling().poll(app).asked_delay
+
+    def test_interval_of_the_chord_asks_and_is_stronger(self, app):
+        app.conf.chord_unlock_retry_delay = 3
+
+        assert 0.5 == TestSettling().poll(app, interval=0.5).asked_delay
+
+
 class TestPoll:
     def test_arguments_come_by_position_or_by_name(self, app):
         given = {

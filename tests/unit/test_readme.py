@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery, _state
+from click.testing import CliRunner
 
 import chordguard
 from chordguard import _patch, failures, settings
 from chordguard import patches as _all_patches  # noqa: F401 - fills the registry
+from chordguard.__main__ import FINE, main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,8 +113,9 @@ def test_every_patch_has_a_place_where_it_acts():
 def test_only_settings_that_exist_are_named(text):
     known = {*settings.SETTINGS, *(patch.setting for patch in PATCHES.values())}
     named = set(re.findall(r"(?<![\w.])(?:CELERY_)?(chord_[a-z]\w+)", text, re.IGNORECASE))
-    # The built-in task, and the placeholder for a patch's name.
-    named = {name.lower() for name in named} - {"chord_unlock", "chord_fix_"}
+    # The built-in task, the placeholder for a patch's name, a table's key and its column.
+    others = {"chord_unlock", "chord_fix_", "chord_member", "chord_id"}
+    named = {name.lower() for name in named} - others
     named = {name for name in named if f"`{name}.py`" not in text} - set(PATCHES)
     assert set() == named - known
 
@@ -188,6 +191,16 @@ def test_the_settings_of_the_django_example_are_accepted():
     finally:
         chordguard.uninstall_patches(app)
         app.close()
+
+
+def test_the_statements_for_the_tables_are_those_that_the_command_prints():
+    (command,) = (block for block in blocks("console") if "chordguard ddl" in block)
+    arguments = command.removeprefix("$ python -m chordguard ").split()
+
+    printed = CliRunner().invoke(main, arguments)
+
+    assert FINE == printed.exit_code, printed.output
+    assert [printed.stdout.strip()] == [block.strip() for block in blocks("sql")]
 
 
 def test_the_test_command_is_the_one_that_ci_runs():

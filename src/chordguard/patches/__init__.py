@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 
 #: In the order in which they are put on: a later one lies around an earlier one that wraps
-#: the same function. `bounded_unlock` decides before `tolerant_unlock` joins;
+#: the same function. `counted_chords` answers before `bounded_unlock` decides,
+#: and that before `tolerant_unlock` joins;
 #: `linear_waiting` watches the parents that `tolerated_parents` leaves.
 ORDER = (
     "canvas.generator_headers",
@@ -22,6 +23,8 @@ ORDER = (
     "redis.tolerant_parts",
     "database.tolerant_unlock",
     "database.bounded_unlock",
+    "database.atomic_results",
+    "database.counted_chords",
 )
 
 for _name in ORDER:

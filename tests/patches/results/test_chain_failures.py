@@ -6,7 +6,11 @@ from celery import chain, chord, group
 from chordguard._patch import celery_5_7, celery_version
 from tests.harness import is_ready
 
-pytestmark = pytest.mark.parametrize("backend_kind", ["redis", "sqlite"])
+polled = pytest.mark.cluster(settings={"chord_ledger": False})
+
+pytestmark = pytest.mark.parametrize(
+    "backend_kind", ["redis", "sqlite", pytest.param("sqlite", marks=polled, id="sqlite-polled")]
+)
 
 
 def ends_in_group(t):

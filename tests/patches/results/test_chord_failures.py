@@ -43,9 +43,19 @@ CANVASES = [
     (chain_of_chords, ("redis", "sqlite"), celery_5_7),
 ]
 
-pytestmark = pytest.mark.parametrize("backend_kind", ["redis", "sqlite"])
+#: On SQL a chord that is counted, or joined by `tolerant_unlock`, ends without this fix.
+joined_by_celery = pytest.mark.cluster(
+    settings={"chord_ledger": False, "chord_fix_tolerant_unlock": False}
+)
+every_kind = pytest.mark.parametrize(
+    "backend_kind",
+    ["redis", "sqlite", pytest.param("sqlite", marks=joined_by_celery, id="sqlite-joined")],
+)
+polled = pytest.mark.cluster(settings={"chord_ledger": False})
 
 
+@joined_by_celery
+@pytest.mark.parametrize("backend_kind", ["redis", "sqlite"])
 def test_what_waits_for_a_failed_chord_hangs(without_fix, backend_kind):
     results = [
         canvas(without_fix.tasks).apply_async()
@@ -57,6 +67,7 @@ def test_what_waits_for_a_failed_chord_hangs(without_fix, backend_kind):
     assert not any(is_ready(result) for result in results)
 
 
+@every_kind
 @pytest.mark.filterwarnings("ignore:task_allow_error_cb_on_chord_header")
 @pytest.mark.parametrize("canvas", [canvas for canvas, _, _ in CANVASES])
 def test_what_waits_for_a_failed_chord_fails_too(with_fix, canvas, record):
@@ -70,6 +81,7 @@ def test_what_waits_for_a_failed_chord_fails_too(with_fix, canvas, record):
     wait_until(lambda: record.count("errback_new"), what="errback")
 
 
+@every_kind
 @pytest.mark.filterwarnings("ignore:task_allow_error_cb_on_chord_header")
 def test_errback_of_a_chord_and_of_the_one_around_it_runs_once(with_fix, record):
     """Celery links an errback of the outer chord to the chords in its header, too (5.3 on)."""
@@ -87,6 +99,9 @@ def test_errback_of_a_chord_and_of_the_one_around_it_runs_once(with_fix, record)
     assert 1 == record.count("errback_new")
 
 
+@pytest.mark.parametrize(
+    "backend_kind", ["redis", "sqlite", pytest.param("sqlite", marks=polled, id="sqlite-polled")]
+)
 @pytest.mark.filterwarnings("ignore:task_allow_error_cb_on_chord_header")
 def test_errback_of_a_chord_in_a_tolerant_chord_runs_once(with_fix, record):
     """The chord around it does not fail, so nobody else calls it."""

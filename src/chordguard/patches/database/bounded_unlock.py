@@ -29,15 +29,15 @@ def unlock_chord(wrapped: Any, task: Any, args: Any, kwargs: Any) -> Any:
         return wrapped(*args, **kwargs)
     poll = Poll.of(task, args, kwargs)
     try:
-        reason = None if poll.header.ready() else poll.why_settle()
+        reason = None if poll.header.ready() else poll.why_settle(poll.idle())
     except Exception as exc:
         # The database did not answer: stock retries that, unless this was the last poll.
-        if poll.bound is not None and task.request.retries >= poll.bound:
+        if poll.bound is not None and poll.retries >= poll.bound:
             poll.give_up(exc)
             raise
         reason = None
     if reason is not None:
-        poll.settle(reason)
+        poll.finish(settled=reason)
         return None
     options = {**kwargs, "interval": poll.delay, "max_retries": poll.bound}
     options["GroupResult"] = poll.group_result

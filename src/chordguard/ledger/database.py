@@ -1,0 +1,538 @@
+"""The ledger of a SQL result backend: two tables beside Celery's own, nothing polled.
+
+A part is one transaction: store the member's result, insert the member (one that is there
+already is no new part), count it in the chord's row. The UPDATE that counts also claims the
+chord for whom its last part came from. On PostgreSQL all of it is one statement.
+
+Locks. Members come before their chord's row, in every transaction, so two of them never wait
+for each other; the row, for which all parts of a chord queue, is held no longer than the commit
+takes. A result's row is locked by those only that store the same result, which PostgreSQL does
+last and the others first. There is no foreign key, whose check would lock the chord's row first,
+and no index but the primary keys, so that no scan locks rows: all conditions of what is written
+are on a primary key; abandoned chords are looked for without a lock and removed one by one.
+
+Isolation. PostgreSQL: read committed, whatever the engine says, since under repeatable read two
+parts could not both count. MySQL and MariaDB: the engine's own; under their repeatable read an
+UPDATE sees the latest row, and only the removal of a chord's members locks gaps, in which a part
+of another chord waits at most for that commit. SQLite: a transaction that writes begins with a
+write, so it waits for its turn (the driver's busy timeout) and never upgrades a lock. What fails
+nevertheless (deadlock, serialization, busy) is retried by the backend's own policy.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import sqlalchemy as sa
+from celery import states
+from kombu.utils.uuid import uuid
+from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.schema import CreateTable
+
+from .. import backends
+from .model import CLAIM_SECONDS, Claim, Header, Part, Record, leaf_ids, pack, unpack
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ("DIALECTS", "DatabaseLedger", "Tables")
+
+logger = logging.getLogger("chordguard")
+
+T = TypeVar("T")
+
+#: The databases on which chords are counted, as SQLAlchemy names them.
+DIALECTS = ("mariadb", "mysql", "postgresql", "sqlite")
+
+#: How an insert passes over a row that is there already, by dialect.
+_INSERT_PREFIX = {"mysql": "IGNORE", "mariadb": "IGNORE", "sqlite": "OR IGNORE"}
+
+#: How often the tables are tried to be created, since several processes may do so at once.
+CREATE_ATTEMPTS = 6
+
+_LONG_TEXT = (
+    sa.Text().with_variant(mysql.LONGTEXT(), "mysql").with_variant(mysql.LONGTEXT(), "mariadb")
+)
+_LONG_BINARY = (
+    sa.LargeBinary()
+    .with_variant(mysql.LONGBLOB(), "mysql")
+    .with_variant(mysql.LONGBLOB(), "mariadb")
+)
+_UNIX_TIME = sa.Float(53)
+
+
+class Tables:
+    """The tables of the chords and of their members that are done, and the statements on them."""
+
+    def __init__(self, names: tuple[str, str], schemas: tuple[str | None, str | None]) -> None:
+        self.metadata = sa.MetaData()
+        self.chord = sa.Table(
+            names[0],
+            self.metadata,
+            sa.Column("id", sa.String(155), primary_key=True),
+            sa.Column("size", sa.Integer),
+            sa.Column("returned", sa.Integer, nullable=False),
+            sa.Column("progressed", _UNIX_TIME, nullable=False),
+            sa.Column("claimed_by", sa.String(36)),
+            sa.Column("claimed_until", _UNIX_TIME, nullable=False),
+            sa.Column("header", _LONG_TEXT),
+            schema=schemas[0],
+        )
+        self.member = sa.Table(
+            names[1],
+            self.metadata,
+            sa.Column("chord_id", sa.String(155), primary_key=True),
+            sa.Column("task_id", sa.String(155), primary_key=True),
+            sa.Column("payload", _LONG_BINARY),
+            schema=schemas[1],
+        )
+        self._write_chord(self.chord.c)
+        self._write_member(self.member.c)
+        self._write_count_in_one(self.chord.c, self.member.c)
+
+    def _write_chord(self, chord: Any) -> None:
+        update = self.chord.update().where(_is_this(chord))
+        is_mine = chord.claimed_by == sa.bindparam("token")
+        is_free = chord.claimed_until < sa.bindparam("now")
+        is_last = sa.and_(chord.size <= chord.returned + 1, is_free)
+        # MySQL assigns from left to right and reads what it has assigned: whatever is read
+        # comes before it is written.
+        self.count = update.ordered_values(
+            (chord.claimed_by, sa.case((is_last, sa.bindparam("token")), else_=chord.claimed_by)),
+            (
+                chord.claimed_until,
+                sa.case((is_last, sa.bindparam("until")), else_=chord.claimed_until),
+            ),
+            (chord.progressed, sa.bindparam("now")),
+            (chord.returned, chord.returned + 1),
+        )
+        #: Whether the chord was claimed by the count, and its header if so.
+        self.claimed = (
+            sa.case((is_mine, 1), else_=0).label("is_mine"),
+            sa.case((is_mine, chord.header)).label("header"),
+        )
+        self.read_claimed = sa.select(*self.claimed).where(_is_this(chord))
+        self.claim = update.where(is_free).values(
+            claimed_by=sa.bindparam("token"), claimed_until=sa.bindparam("until")
+        )
+        self.release = update.where(is_mine).values(claimed_until=0.0)
+        self.set_header = update.values(size=sa.bindparam("members"), header=sa.bindparam("text"))
+        # It locks the row, so that nobody else changes the header.
+        self.lock = update.where(is_free).values(progressed=sa.bindparam("now"))
+        self.remove = self.chord.delete().where(_is_this(chord))
+        self.find_abandoned = sa.select(chord.id).where(chord.progressed < sa.bindparam("before"))
+
+    def _write_member(self, member: Any) -> None:
+        is_member = member.chord_id == sa.bindparam("chord")
+        self.insert_member = {
+            dialect: _insert(self.member, dialect).values(
+                chord_id=sa.bindparam("chord"),
+                task_id=sa.bindparam("task"),
+                payload=sa.bindparam("payload"),
+            )
+            for dialect in _INSERT_PREFIX
+        }
+        self.remove_member = self.member.delete().where(
+            is_member, member.task_id == sa.bindparam("task")
+        )
+        self.remove_members = self.member.delete().where(is_member)
+        self.read_members = sa.select(member.task_id).where(is_member)
+        self.read_payloads = sa.select(member.task_id, member.payload).where(
+            is_member & member.payload.is_not(None)
+        )
+
+    def _write_count_in_one(self, chord: Any, member: Any) -> None:
+        """PostgreSQL: insert and count by one statement; no member without its chord."""
+        row = sa.select(chord.id, sa.bindparam("task"), sa.bindparam("payload", type_=_LONG_BINARY))
+        new = (
+            postgresql.insert(self.member)
+            .from_select([column.name for column in member], row.where(_is_this(chord)))
+            .on_conflict_do_nothing()
+            .returning(member.task_id)
+            .cte("new")
+        )
+        self.remove_orphan = self.remove_member.where(
+            ~sa.exists(sa.select(chord.id).where(_is_this(chord)))
+        )
+        self.count_in_one = self.count.where(sa.exists().select_from(new)).returning(*self.claimed)
+
+    @cache  # noqa: B019 - tables live as long as the process
+    def store_and_count(self, store: Any) -> Any:
+        """Return `count_in_one` with the statement `store` as a part of it."""
+        return self.count_in_one.add_cte(store.cte("stored"))
+
+    def read_chord(self, *columns: Any) -> Any:
+        """Return the statement that selects `columns` of one chord's row."""
+        return sa.select(*columns).where(_is_this(self.chord.c))
+
+    def ddl(self, dialect: str) -> list[str]:
+        """Return the statements that create the tables in a database of :data:`DIALECTS`."""
+        compiler = sa.create_mock_engine(f"{dialect}://", lambda *_: None).dialect
+        return [
+            "\n".join(
+                line.rstrip().replace("\t", "    ")
+                for line in str(CreateTable(table).compile(dialect=compiler)).strip().splitlines()
+            )
+            for table in (self.chord, self.member)
+        ]
+
+    @classmethod
+    def of(cls, app: Celery | None) -> Tables:
+        """Return the tables with the names and schemas that `app` asks for; None: the defaults.
+
+        ``database_table_names`` and ``database_table_schemas`` may have the keys ``chord`` and
+        ``chord_member``. A schema that is not given is that of Celery's table of tasks.
+        """
+        names = (app and app.conf.get("database_table_names")) or {}
+        schemas = (app and app.conf.get("database_table_schemas")) or {}
+        return _tables(
+            names.get("chord", "chordguard_chord"),
+            names.get("chord_member", "chordguard_chord_member"),
+            schemas.get("chord", schemas.get("task")),
+            schemas.get("chord_member", schemas.get("chord", schemas.get("task"))),
+        )
+
+
+@cache
+def _tables(chord: str, member: str, chord_schema: str | None, member_schema: str | None) -> Tables:
+    return Tables((chord, member), (chord_schema, member_schema))
+
+
+def _is_this(chord: Any) -> Any:
+    return chord.id == sa.bindparam("chord")
+
+
+def _joined(header: Header, added: Header) -> Header:
+    """Join the members; what is there already came with an attempt whose answer was lost."""
+    return [*header, *(member for member in added if member not in header)]
+
+
+@cache
+def _insert(table: sa.Table, dialect: str) -> Any:
+    """Return the statement that inserts a row unless it is there."""
+    if dialect == "postgresql":
+        return postgresql.insert(table).on_conflict_do_nothing()
+    return table.insert().prefix_with(_INSERT_PREFIX[dialect])
+
+
+#: Whether the tables are there, by (URL, tables); what is not listed was not looked at yet.
+_are_there: dict[tuple[str, Tables], bool] = {}
+
+
+class DatabaseLedger:
+    """The live chords of one SQL result backend.
+
+    Arguments:
+        backend: Celery's `DatabaseBackend`, whose engine and sessions are used.
+
+    Its methods raise what SQLAlchemy raises, after the backend's own retries.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        self.tables = Tables.of(backend.app)
+        self._key = (backend.url, self.tables)
+
+    def is_usable(self) -> bool:
+        """Tell whether the tables are there; the first time, create those that are not."""
+        if self._key not in _are_there:
+            _are_there[self._key] = backends.with_retries(self.backend, self._create_tables)
+        return _are_there[self._key]
+
+    def open(self, group_id: str, header: Header | None) -> None:
+        """Start to count a chord; one that is counted already goes on.
+
+        `header` is None where its members are not known yet.
+        """
+        values = {
+            "id": group_id,
+            "size": None if header is None else len(set(leaf_ids(header))),
+            "returned": 0,
+            "progressed": time.time(),
+            "claimed_until": 0.0,
+            "header": None if header is None else pack(header),
+        }
+
+        def open_chord() -> None:
+            with self._transaction() as connection:
+                connection.execute(_insert(self.tables.chord, connection.dialect.name), values)
+
+        self._retried(open_chord)
+
+    def set_header(self, group_id: str, header: Header) -> None:
+        """Tell the members of a chord that was opened without them."""
+        self._write_header(group_id, lambda _, added: (_joined(header, added), True))
+
+    def add(self, group_id: str, header: Header) -> bool:
+        """Add members to a live chord; return False when it is not there, or being ended."""
+        return self._write_header(
+            group_id, lambda size, old: (_joined(old, header), size is not None)
+        )
+
+    def _write_header(
+        self, group_id: str, change: Callable[[int | None, Header], tuple[Header, bool]]
+    ) -> bool:
+        """Change the header of a live chord; return False when there is none.
+
+        `change` gets its size and header, and returns the header and whether that is all of it.
+        """
+        lock = {"chord": group_id, "now": time.time()}
+
+        def write_header() -> bool:
+            tables = self.tables
+            with self._transaction() as connection:
+                if not connection.execute(tables.lock, lock).rowcount:
+                    return False
+                read = tables.read_chord(tables.chord.c.size, tables.chord.c.header)
+                size, text = connection.execute(read, {"chord": group_id}).one()
+                header, is_whole = change(size, unpack(text))
+                values = {
+                    "chord": group_id,
+                    "members": len(set(leaf_ids(header))) if is_whole else None,
+                    "text": pack(header),
+                }
+                connection.execute(tables.set_header, values)
+            return True
+
+        return self._retried(write_header)
+
+    def count(self, group_id: str, part: Part) -> Claim | None:
+        """Count a part, unless it was counted before.
+
+        Returns:
+            The claim on the chord when the part was the last one and nobody else ends it.
+        """
+        return self._retried(lambda: self.store_and_count(group_id, part, None))
+
+    def store_and_count(
+        self, group_id: str, part: Part, store: tuple[Any, dict[str, Any]] | None
+    ) -> Claim | None:
+        """Count a part in the transaction that stores its result; not retried here.
+
+        Arguments:
+            group_id: The chord.
+            part: The member.
+            store: The statement that stores its result, and the statement's values.
+
+        Returns:
+            As `count`.
+        """
+        token, now = uuid(), time.time()
+        values = {
+            "chord": group_id,
+            "task": part.task_id,
+            "payload": part.payload,
+            "token": token,
+            "now": now,
+            "until": now + CLAIM_SECONDS,
+        }
+        with self._transaction(is_one_statement=True) as connection:
+            if connection.dialect.name == "postgresql":
+                counted = self._count_in_one(connection, values, store)
+            else:
+                counted = self._count(connection, values, store)
+        if counted is None or not counted.is_mine:
+            return None
+        return Claim(group_id, token, unpack(counted.header))
+
+    def _count_in_one(self, connection: Any, values: dict[str, Any], store: Any) -> Any:
+        statement = self.tables.count_in_one
+        if store is not None:
+            statement, values = self.tables.store_and_count(store[0]), {**values, **store[1]}
+        counted = connection.execute(statement, values).one_or_none()
+        if counted is None:
+            # Counted before, or its chord was closed just after it had been seen.
+            member = {key: values[key] for key in ("chord", "task")}
+            connection.execute(self.tables.remove_orphan, member)
+        return counted
+
+    def _count(self, connection: Any, values: dict[str, Any], store: Any) -> Any:
+        tables = self.tables
+        if store is not None:
+            connection.execute(*store)
+        this = {"chord": values["chord"]}
+        member = {**this, "task": values["task"]}
+        insert = tables.insert_member[connection.dialect.name]
+        if not connection.execute(insert, {**member, "payload": values["payload"]}).rowcount:
+            return None
+        claim = {key: values[key] for key in ("chord", "token", "now", "until")}
+        if not connection.execute(tables.count, claim).rowcount:
+            # A chord that is not here, or has ended.
+            connection.execute(tables.remove_member, member)
+            return None
+        read = {**this, "token": values["token"]}
+        return connection.execute(tables.read_claimed, read).one()
+
+    def read(self, group_id: str) -> Record | None:
+        """Return what is known of a live chord; None for one that has ended, or is unknown."""
+        rows = self._read(self._read_record, group_id)
+        return Record(*rows[0]) if rows else None
+
+    @property
+    def _read_record(self) -> Any:
+        chord = self.tables.chord.c
+        return self.tables.read_chord(
+            chord.size, chord.returned, chord.progressed, chord.claimed_until
+        )
+
+    def look(
+        self, group_id: str, task_ids: Sequence[str], quiet_since: float
+    ) -> tuple[Record | None, list[str]]:
+        """Return what `read` does, and which of `task_ids` are done although nobody counted them.
+
+        Nobody looks for those while somebody ends the chord, or when there was progress after
+        `quiet_since` (Unix time).
+        """
+        task, member = self.backend.task_cls.__table__.c, self.tables.member.c
+        is_uncounted = task.status.in_(sorted(states.READY_STATES)) & task.task_id.not_in(
+            sa.select(member.task_id).where(member.chord_id == group_id)
+        )
+
+        def look_at_chord() -> tuple[Record | None, list[str]]:
+            with self._session() as session:
+                row = session.execute(self._read_record, {"chord": group_id}).one_or_none()
+                if row is None:
+                    return None, []
+                record, done = Record(*row), []
+                if record.progressed <= quiet_since and record.claimed_until <= time.time():
+                    for chunk in backends.chunks(task_ids):
+                        statement = sa.select(task.task_id).where(
+                            task.task_id.in_(chunk), is_uncounted
+                        )
+                        done += session.execute(statement).scalars()
+                return record, done
+
+        return self._retried(look_at_chord)
+
+    def counted(self, group_id: str) -> set[str]:
+        """Return the ids of the members that were counted."""
+        return {task_id for (task_id,) in self._read(self.tables.read_members, group_id)}
+
+    def payloads(self, group_id: str) -> dict[str, bytes]:
+        """Return what parts brought along, by task id (see :class:`Part`)."""
+        return dict(self._read(self.tables.read_payloads, group_id))
+
+    def claim(self, group_id: str) -> Claim | None:
+        """Claim a chord; None when it is not there or somebody else ends it."""
+        token = uuid()
+        now = time.time()
+        values = {"chord": group_id, "token": token, "now": now, "until": now + CLAIM_SECONDS}
+
+        def claim_chord() -> Claim | None:
+            with self._transaction() as connection:
+                if not connection.execute(self.tables.claim, values).rowcount:
+                    return None
+                read = self.tables.read_chord(self.tables.chord.c.header)
+                return Claim(
+                    group_id, token, unpack(connection.execute(read, {"chord": group_id}).scalar())
+                )
+
+        return self._retried(claim_chord)
+
+    def release(self, claim: Claim) -> None:
+        """Give a claim back."""
+
+        def release_chord() -> None:
+            with self._transaction() as connection:
+                values = {"chord": claim.group_id, "token": claim.token}
+                connection.execute(self.tables.release, values)
+
+        self._retried(release_chord)
+
+    def close(self, group_id: str) -> None:
+        """Forget a chord that has ended."""
+
+        def close_chord() -> None:
+            with self._transaction() as connection:
+                connection.execute(self.tables.remove_members, {"chord": group_id})
+                connection.execute(self.tables.remove, {"chord": group_id})
+
+        self._retried(close_chord)
+
+    def forget_abandoned(self, before: float) -> int:
+        """Forget the chords without progress since `before` (Unix time); return how many."""
+        _are_there.pop(self._key, None)  # it is done once a day: look at the tables again
+        if not self.is_usable():
+            return 0
+
+        def read() -> list[Any]:
+            with self._session() as session:
+                statement = self.tables.find_abandoned
+                return list(session.execute(statement, {"before": before}).scalars())
+
+        abandoned = self._retried(read)
+        for group_id in abandoned:
+            self.close(group_id)
+        return len(abandoned)
+
+    def _read(self, statement: Any, group_id: str) -> list[tuple[Any, ...]]:
+        def read_ledger() -> list[tuple[Any, ...]]:
+            with self._session() as session:
+                return [tuple(row) for row in session.execute(statement, {"chord": group_id})]
+
+        return self._retried(read_ledger)
+
+    def _retried(self, operation: Callable[[], T]) -> T:
+        try:
+            return backends.with_retries(self.backend, operation)
+        except DatabaseError:
+            # Perhaps somebody has dropped the tables: the next one looks.
+            _are_there.pop(self._key, None)
+            raise
+
+    @contextmanager
+    def _session(self) -> Iterator[Any]:
+        session = self.backend.ResultSession()
+        with backends.database_module().session_cleanup(session):
+            yield session
+
+    @contextmanager
+    def _transaction(self, is_one_statement: bool = False) -> Iterator[Any]:
+        """Yield a connection at the right isolation level, commit at the end of the block.
+
+        On PostgreSQL one statement is a transaction of its own.
+        """
+        with self._session() as session:
+            dialect, options = session.get_bind().dialect, {}
+            if dialect.name == "postgresql":
+                level = "READ COMMITTED"
+                # Not known before the first connection of an engine.
+                default = getattr(dialect, "default_isolation_level", None)
+                if is_one_statement and default == level:
+                    level = "AUTOCOMMIT"
+                options["isolation_level"] = level
+            yield session.connection(execution_options=options)
+            session.commit()
+
+    def _create_tables(self) -> bool:
+        with self._session() as session:
+            engine = session.get_bind()
+        if engine.dialect.name not in DIALECTS:
+            self._complain(f"the database {engine.dialect.name} is not supported")
+            return False
+        for attempt in range(CREATE_ATTEMPTS):
+            try:
+                self.tables.metadata.create_all(engine)
+            except DatabaseError as exc:
+                # Another process may just be creating them.
+                error = exc
+                time.sleep(0.01 * 2**attempt)
+            else:
+                return True
+        if sa.inspect(engine).has_table(self.tables.member.name, schema=self.tables.member.schema):
+            return True
+        self._complain(
+            f"the tables {self.tables.chord.fullname} and {self.tables.member.fullname} are not "
+            f"there and cannot be created ({error.orig}): have them created with the output of "
+            f"`python -m chordguard ddl --dialect {engine.dialect.name}` and restart"
+        )
+        return False
+
+    def _complain(self, why: str) -> None:
+        logger.warning("Chords are polled, not counted, as in Celery alone: %s", why)

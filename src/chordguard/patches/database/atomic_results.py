@@ -1,0 +1,154 @@
+"""A RETRY that is stored late overwrites the SUCCESS of a member, whose chord then waits.
+
+`Task.retry` publishes before it stores RETRY, so the next run may be done first; up to 5.6 the
+backend overwrites blindly, and on SQLite, which has no row locks, 5.7 does, too. Here the result
+of a member is stored by one statement, which never replaces a ready state by one that is not.
+https://github.com/celery/celery/issues/6115
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timezone
+from functools import cache
+from typing import Any
+
+from celery import states
+
+from ... import backends, counting
+from ..._patch import Patch, celery_5_7, celery_version
+
+logger = logging.getLogger("chordguard")
+
+patch = Patch(
+    name="atomic_results",
+    defects=("B5",),
+    symptom="SQL: a RETRY stored late overwrites SUCCESS, the chord waits for its timeout",
+    driver="sqlalchemy",
+)
+
+#: The databases whose way to insert or update is known, as SQLAlchemy names them.
+DIALECTS = ("mariadb", "mysql", "postgresql", "sqlite")
+
+#: Whether the table of results has the constraint that the statements need, by URL.
+_has_constraint: dict[str, bool] = {}
+
+
+@patch.wraps("celery.backends.database", "DatabaseBackend._store_result")
+def store(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
+    request = kwargs.get("request") if len(args) < 5 else args[4]
+    if request is None or not request.chord or not _can_store(backend):
+        return wrapped(*args, **kwargs)
+    values, statement = _prepare(backend, *args, **kwargs)
+
+    def store_result() -> None:
+        part = counting.being_stored.get()
+        if part is not None:
+            part.store(statement, values)
+            return
+        session = backend.ResultSession()
+        with backends.database_module().session_cleanup(session):
+            session.connection().execute(statement, values)
+            session.commit()
+
+    if celery_version() >= celery_5_7:
+        # Celery retries what this function replaces.
+        return store_result()
+    return backends.with_retries(backend, store_result)
+
+
+def _can_store(backend: Any) -> bool:
+    """Tell whether no task has two rows, as Celery makes the table; look it up once."""
+    if _dialect(backend.url) not in DIALECTS:
+        return False
+    if backend.url not in _has_constraint:
+        table = backend.task_cls.__table__
+        try:
+            _has_constraint[backend.url] = ["task_id"] in _unique_columns(backend, table)
+        except Exception:  # noqa: BLE001 - it is not the time to complain of the database
+            return False
+        if not _has_constraint[backend.url]:
+            logger.warning(
+                "Results are stored as by Celery alone: the table %s has no unique constraint on "
+                "task_id, which the one that Celery creates has",
+                table.fullname,
+            )
+    return _has_constraint[backend.url]
+
+
+def _unique_columns(backend: Any, table: Any) -> list[Any]:
+    import sqlalchemy as sa
+
+    session = backend.ResultSession()
+    with backends.database_module().session_cleanup(session):
+        inspector = sa.inspect(session.get_bind())
+    constraints = inspector.get_unique_constraints(table.name, schema=table.schema)
+    indexes = inspector.get_indexes(table.name, schema=table.schema)
+    return [
+        *(constraint["column_names"] for constraint in constraints),
+        *(index["column_names"] for index in indexes if index["unique"]),
+    ]
+
+
+def _prepare(
+    backend: Any,
+    task_id: Any,
+    result: Any,
+    state: Any,
+    traceback: Any = None,
+    request: Any = None,
+    **_: Any,
+) -> tuple[dict[str, Any], Any]:
+    """Return the row of a result, and the statement that stores it."""
+    task = backend.task_cls(task_id)
+    backend._update_result(task, result, state, traceback=traceback, request=request)
+    values = {key: getattr(task, key) for key in _columns(backend.task_cls)}
+    # As with Celery, a row that is updated without a date has that of the update.
+    values["touched"] = datetime.now(timezone.utc).replace(tzinfo=None)
+    kept = frozenset(states.READY_STATES if state not in states.READY_STATES else ())
+    if celery_version() >= celery_5_7:
+        kept |= {states.SUCCESS}
+    # Without new ones the stamps stay.
+    written = frozenset(key for key in _columns(backend.task_cls) if key != "stamps" or values[key])
+    return values, _statement(backend.task_cls, _dialect(backend.url), written, kept)
+
+
+@cache
+def _columns(task_cls: Any) -> tuple[str, ...]:
+    import sqlalchemy as sa
+
+    return tuple(
+        attribute.key for attribute in sa.inspect(task_cls).column_attrs if attribute.key != "id"
+    )
+
+
+@cache
+def _statement(task_cls: Any, dialect: str, written: frozenset[str], kept: frozenset[str]) -> Any:
+    """Return the statement that stores a result, unless the state that is there is `kept`."""
+    import sqlalchemy as sa
+    from sqlalchemy.dialects import mysql, postgresql, sqlite
+
+    table = task_cls.__table__
+    dialects = {"mysql": mysql, "mariadb": mysql, "postgresql": postgresql, "sqlite": sqlite}
+    insert: Any = dialects[dialect].insert(table)
+    insert = insert.values({key: sa.bindparam(key) for key in _columns(task_cls)}).inline()
+    # The state comes last: MySQL reads what it has assigned.
+    updated = sorted(written - {"task_id"}, key=lambda key: (key == "status", key))
+    is_kept = table.c.status.in_(sorted(kept))
+    given = insert.inserted if dialects[dialect] is mysql else insert.excluded
+    new = {key: given[key] for key in updated}
+    touched = sa.bindparam("touched", type_=table.c.date_done.type)
+    new["date_done"] = sa.func.coalesce(given.date_done, touched)
+    if dialects[dialect] is mysql:
+        return insert.on_duplicate_key_update(
+            [(key, sa.case((is_kept, table.c[key]), else_=new[key])) for key in updated]
+        )
+    return insert.on_conflict_do_update(index_elements=[table.c.task_id], set_=new, where=~is_kept)
+
+
+@cache
+def _dialect(url: str) -> str:
+    import sqlalchemy as sa
+
+    name: str = sa.engine.make_url(url).get_backend_name()
+    return name

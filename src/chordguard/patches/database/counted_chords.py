@@ -1,0 +1,285 @@
+"""A chord on a SQL backend is polled: its body starts late, and all chords cost all the time.
+
+`Backend.apply_chord` starts `celery.chord_unlock`, which looks every second, reads each member's
+row on its own and sends the whole header again in each retry. Here the chord is opened in the
+ledger where it starts, `on_chord_part_return` (empty in the database backend) counts its parts,
+and the last one ends it. https://github.com/celery/celery/issues/6685
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from celery import states
+
+from ... import completion, counting
+from ..._patch import Patch, celery_5_5
+from ...polling import Poll
+
+logger = logging.getLogger("chordguard")
+
+patch = Patch(
+    name="counted_chords",
+    defects=("C4", "B9"),
+    symptom="SQL: bodies start up to a second late, polling keeps workers and database busy",
+    driver="sqlalchemy",
+)
+
+#: The keyword argument that takes the id of a poller from here to where it is sent.
+_TASK_ID = "chordguard_task_id"
+
+
+@dataclass
+class _Start:
+    """A chord whose header is a generator: its members are known when the last is sent."""
+
+    ledger: Any
+    results: Any
+    body: Any
+    options: dict[str, Any]
+
+
+class _Run:
+    """One run of `_chord.run`: the group that is its header, and what is to be told later."""
+
+    def __init__(self, header: Any) -> None:
+        self.header = header
+        self.start: _Start | None = None
+
+
+_innermost: ContextVar[_Run | None] = ContextVar("chordguard_run", default=None)
+
+
+@patch.wraps("celery.canvas", "_chord.run")
+def run(wrapped: Any, chord: Any, args: Any, kwargs: Any) -> Any:
+    token = _innermost.set(_Run(args[0] if args else kwargs["header"]))
+    try:
+        return wrapped(*args, **kwargs)
+    finally:
+        _innermost.reset(token)
+
+
+@patch.wraps("celery.backends.database", "DatabaseBackend.apply_chord")
+def apply_chord(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
+    (group_id, results), body, options = _arguments_of_apply(*args, **kwargs)
+    ledger = counting.ledger_of(backend)
+    if ledger is None:
+        return wrapped(*args, **kwargs)
+    run = _run_of(group_id) if _is_lazy(results) else None
+    header = completion.header_of(results) if run is None else None
+    try:
+        ledger.open(group_id, header)
+    except Exception:  # noqa: BLE001 - it is logged
+        counting.warn_once("Chord %s is polled: it cannot be counted", group_id)
+        return wrapped(*args, **kwargs)
+    start = _Start(ledger, results, body, options)
+    if run is None:
+        _send_unlock(backend, group_id, start)
+    else:
+        run.start = start
+        run.header.tasks = _each_frozen(run.header.tasks, results)
+    return None
+
+
+@patch.wraps("celery.backends.database", "DatabaseBackend.set_chord_size")
+def set_chord_size(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
+    group_id = args[0] if args else kwargs["group_id"]
+    run = _run_of(group_id)
+    if run is None or run.start is None:
+        return wrapped(*args, **kwargs)
+    start, run.start = run.start, None
+    # The last member is about to be sent: reading all of them holds nothing up any more.
+    header = completion.header_of(start.results)
+    try:
+        start.ledger.set_header(group_id, header)
+    except Exception:  # noqa: BLE001 - it is logged
+        counting.warn_once("Chord %s may end late: its members are not in the ledger", group_id)
+    _send_unlock(backend, group_id, start)
+    return None
+
+
+#: Chord and member of the last part that was counted as its result was stored.
+_counted: ContextVar[tuple[str, str] | None] = ContextVar("chordguard_counted", default=None)
+
+
+@patch.wraps("celery.backends.database", "DatabaseBackend.store_result")
+def store_result(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
+    task_id, state, request = _arguments_of_store(*args, **kwargs)
+    is_part = state in states.READY_STATES and _is_member(request) and request.id == task_id
+    ledger = counting.ledger_of(backend) if is_part else None
+    if ledger is None:
+        return wrapped(*args, **kwargs)
+    part = counting.StoredPart(ledger, request)
+    token = counting.being_stored.set(part)
+    try:
+        stored = wrapped(*args, **kwargs)
+    except Exception:  # noqa: BLE001 - it is logged
+        # A result is worth more than its count.
+        counting.warn_once("Part %s is stored before it is counted", task_id)
+        counting.being_stored.set(None)
+        return wrapped(*args, **kwargs)
+    finally:
+        counting.being_stored.reset(token)
+    if part.is_counted:
+        _counted.set(part.key)
+    if part.claim is not None:
+        _end(backend, ledger, part.claim, request)
+    return stored
+
+
+@patch.wraps("celery.backends.database", "DatabaseBackend.on_chord_part_return")
+def on_chord_part_return(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
+    wrapped(*args, **kwargs)
+    request, state, result = _arguments_of_part(*args, **kwargs)
+    if not _is_member(request) or _counted.get() == (request.group, request.id):
+        return
+    ledger = counting.ledger_of(backend)
+    if ledger is None:
+        return
+    try:
+        claim = ledger.count(request.group, counting.part_of(backend, request, state, result))
+    except Exception:  # noqa: BLE001 - it is logged
+        # The task itself did well. The safety net finds its result.
+        counting.warn_once("Chord %s may end late: a part could not be counted", request.group)
+        return
+    if claim is not None:
+        _end(backend, ledger, claim, request)
+
+
+@patch.wraps("celery.backends.database", "DatabaseBackend.add_to_chord")
+def add_to_chord(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
+    group_id, result = _arguments_of_add(*args, **kwargs)
+    ledger = counting.ledger_of(backend)
+    if ledger is None:
+        return wrapped(*args, **kwargs)
+    if not ledger.add(group_id, completion.header_of([result])):
+        raise RuntimeError(
+            f"chord {group_id} cannot take another member: it has ended, or it was started by a "
+            "process that does not count chords; add members while one of its own still runs"
+        )
+    return None
+
+
+@patch.wraps("celery.backends.database", "DatabaseBackend.cleanup")
+def cleanup(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
+    wrapped(*args, **kwargs)
+    ledger = counting.ledger_of(backend)
+    if ledger is None or not backend.expires:
+        return
+    try:
+        ledger.forget_abandoned(time.time() - backend.expires.total_seconds())
+    except Exception:  # noqa: BLE001 - it is logged
+        counting.warn_once("Abandoned chords are not forgotten")
+
+
+@patch.wraps("celery.backends.database", "DatabaseBackend._create_tables", since=celery_5_5)
+def create_tables(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
+    wrapped(*args, **kwargs)
+    counting.ledger_of(backend)
+
+
+@patch.wraps_task("celery.chord_unlock", "apply_async")
+def send_unlock(wrapped: Any, task: Any, args: Any, kwargs: Any) -> Any:
+    given = args[1] if len(args) > 1 else kwargs.get("kwargs")
+    if given and _TASK_ID in given:
+        kwargs = {**kwargs, "task_id": given.pop(_TASK_ID)}
+    return wrapped(*args, **kwargs)
+
+
+@patch.wraps_task("celery.chord_unlock")
+def unlock_chord(wrapped: Any, task: Any, args: Any, kwargs: Any) -> Any:
+    if not Poll.is_ours(task, kwargs):
+        return wrapped(*args, **kwargs)
+    poll = Poll.of(task, args, kwargs)
+    if task.request.id != counting.unlock_id(poll.group_id):
+        return wrapped(*args, **kwargs)
+    ledger = counting.ledger_of(task.app.backend, asked=False)
+    if ledger is None:
+        return wrapped(*args, **kwargs)
+    try:
+        delay = counting.answer(poll, ledger)
+    except Exception:
+        logger.warning("Chord %s is looked at later", poll.group_id, exc_info=True)
+        delay = counting.first_delay(task.app, poll.body)
+    if delay is not None:
+        # Beyond its bound it waits for somebody else who ends the chord.
+        bound = None if poll.bound is None else max(poll.bound, poll.retries + 1)
+        raise task.retry(countdown=delay, max_retries=bound, **poll.retry_options)
+    return None
+
+
+def _is_member(request: Any) -> bool:
+    return request is not None and bool(request.chord and request.group and request.id)
+
+
+def _end(backend: Any, ledger: Any, claim: Any, request: Any) -> None:
+    try:
+        counting.end(backend.app, ledger, claim, request.chord)
+    except Exception:
+        # The claim expires; then the safety net ends the chord.
+        logger.exception("Chord %s ends late: it could not be ended", claim.group_id)
+
+
+def _send_unlock(backend: Any, group_id: str, start: _Start) -> None:
+    """Send the safety net, as late as the settings say."""
+    options = dict(start.options)
+    countdown = max(counting.first_delay(backend.app, start.body), options.pop("countdown", 0) or 0)
+    options[_TASK_ID] = counting.unlock_id(group_id)
+    header = backend.app.GroupResult(group_id, list(start.results))
+    backend.fallback_chord_unlock(header, start.body, countdown=countdown, **options)
+
+
+def _run_of(group_id: str) -> _Run | None:
+    """Return the run that starts the chord, if it is the innermost."""
+    run = _innermost.get()
+    return run if run is not None and run.header.options.get("task_id") == group_id else None
+
+
+def _is_lazy(results: Any) -> bool:
+    """Tell whether `results` come from a generator."""
+    from celery.utils.functional import _regen
+
+    return isinstance(results, _regen)
+
+
+def _each_frozen(tasks: Any, results: Any) -> Any:
+    """Return the tasks of a lazy header, each frozen before it is taken to be sent.
+
+    The results are lazy, too: taking one freezes its task.
+    """
+    from celery.utils.functional import regen
+
+    def pull() -> Iterator[Any]:
+        freezing = iter(results)
+        for task in tasks:
+            next(freezing, None)
+            yield task
+
+    return regen(pull())
+
+
+def _arguments_of_apply(
+    header_result_args: Any, body: Any, **options: Any
+) -> tuple[Any, Any, dict[str, Any]]:
+    return header_result_args, body, options
+
+
+def _arguments_of_store(
+    task_id: Any, result: Any, state: Any, traceback: Any = None, request: Any = None, **_: Any
+) -> tuple[Any, Any, Any]:
+    return task_id, state, request
+
+
+def _arguments_of_part(
+    request: Any, state: Any, result: Any = None, **_: Any
+) -> tuple[Any, Any, Any]:
+    return request, state, result
+
+
+def _arguments_of_add(chord_id: Any = None, result: Any = None, **_: Any) -> tuple[Any, Any]:
+    return chord_id, result
