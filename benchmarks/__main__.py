@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tests.harness import Clusters
 from tests.servers import Servers
 
-from benchmarks import sql
+from benchmarks import redis, sql, watchdog
 from benchmarks.lanes import canvas, fresh_producer, pair, run_many, statements, timed, until_done
 from chordguard import install_patches, uninstall_patches
 
@@ -148,6 +148,10 @@ BENCHMARKS: dict[str, Callable[[Clusters], Iterator[tuple[str, bool]]]] = {
     "overhead": overhead,
     "waiting": waiting,
     "sql_waiting": sql_waiting,
+    "redis_throughput": redis.throughput,
+    "redis_memory": redis.memory,
+    "redis_round_trips": redis.round_trips,
+    "watchdog_idle": watchdog.idle,
     "sql_latency": sql.latency,
     "sql_statements": sql.statements_per_member,
     "sql_throughput": sql.throughput,

@@ -1,4 +1,7 @@
-"""What the benchmarks share: stock and patched side by side, chords of no-ops, counted SQL."""
+"""What the benchmarks share: stock and patched side by side, chords of no-ops, what is counted.
+
+SQL statements are counted where SQLAlchemy sends them, round trips to Redis where its client does.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
+import redis
 from celery import chord
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
@@ -66,15 +70,19 @@ def run_many(cluster: Cluster, size: int, count: int) -> None:
     until_done(cluster, [canvas(cluster, size).apply_async() for _ in range(count)])
 
 
+#: All that SQLAlchemy tells of.
+EVENTS = ("before_cursor_execute", "begin", "commit", "rollback")
+
+
 @contextlib.contextmanager
-def statements() -> Iterator[list[int]]:
-    """Count the statements that this process sends to any database."""
+def statements(*names: str) -> Iterator[list[int]]:
+    """Count the statements that this process sends to any database; `names` as in `EVENTS`."""
     sent: list[int] = []
 
     def count(*_: Any) -> None:
         sent.append(1)
 
-    names = ("before_cursor_execute", "begin", "commit", "rollback")
+    names = names or EVENTS
     for name in names:
         event.listen(Engine, name, count)
     try:
@@ -82,3 +90,19 @@ def statements() -> Iterator[list[int]]:
     finally:
         for name in names:
             event.remove(Engine, name, count)
+
+
+class CountedConnection(redis.Connection):
+    """Counts what this process sends: a command, a script, or a pipeline as a whole."""
+
+    sent = 0
+
+    def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+        CountedConnection.sent += 1
+        super().send_packed_command(*args, **kwargs)
+
+
+def count_round_trips(backend: Any) -> None:
+    """Have what a Redis result backend sends from now on counted."""
+    backend.connparams["connection_class"] = CountedConnection
+    vars(backend).pop("client", None)

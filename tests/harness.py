@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import celery
 import redis
 from amqp import ChannelError
 from celery import states
@@ -112,6 +113,13 @@ class Stack:
             "broker_connection_retry_on_startup": True,
             "worker_send_task_events": False,
         }
+        if self.backend == "redis":
+            # The watchdogs of a prefix look after its chords.
+            defaults["result_backend_transport_options"] = {"global_keyprefix": f"{self.name}:"}
+            if celery.VERSION[:2] < (5, 3):
+                defaults["result_backend"] = (
+                    f"tests.old_redis:PrefixedRedisBackend+{self.result_url}"
+                )
         if self.broker == "redis":
             defaults["broker_transport_options"] = {"global_keyprefix": f"{self.name}:"}
         return {
@@ -122,9 +130,10 @@ class Stack:
 
     def close(self) -> None:
         """Remove the queues, the database and the files."""
-        if self.broker == "redis":
-            delete_keys(self.broker_url, f"{self.name}:*")
-        else:
+        for url in {self.broker_url, self.result_url}:
+            if url.startswith("redis"):
+                delete_keys(url, f"{self.name}:*")
+        if self.broker != "redis":
             delete_queues(self.broker_url, self.name)
         if self.backend in ("postgresql", "mysql"):
             database = self._found.get(self.backend)
@@ -225,13 +234,16 @@ def running_worker(
     python: str = sys.executable,
     env: dict[str, str] | None = None,
     statements: str | None = None,
+    claim_seconds: float | None = None,
+    faults: dict[str, Any] | None = None,
     **worker_options: Any,
 ) -> Iterator[Worker]:
     """Run a worker until the block ends.
 
     `config` comes from `Stack.config`, `python` may be that of an environment with another Celery,
-    `worker_options` go to `app.Worker`. To the file `statements` the worker adds a letter for
-    each SQL statement (see `tests.worker`). The block starts when it is ready for tasks.
+    `worker_options` go to `app.Worker`. To the file `statements` the worker adds a letter for each
+    SQL statement (see `tests.worker`). A claim lasts `claim_seconds`; where the worker dies by
+    itself `faults` say (see `tests.faults`). The block starts when it is ready for tasks.
     """
     with tempfile.TemporaryDirectory(prefix="chordguard-worker-") as temporary:
         folder = Path(temporary)
@@ -246,6 +258,8 @@ def running_worker(
             "hostname": hostname,
             "ready_file": str(ready_file),
             "statements": statements,
+            "claim_seconds": claim_seconds,
+            "faults": faults,
             "worker": worker_options,
         }
         (folder / "options.json").write_text(json.dumps(options))

@@ -64,9 +64,17 @@ def main(path: str) -> int:
     def tell_ready(**kwargs: Any) -> None:
         ready_file.write_text(str(os.getpid()))
 
+    if options["claim_seconds"]:
+        from chordguard.ledger import model
+
+        model.CLAIM_SECONDS = options["claim_seconds"]
     if options["statements"]:
         count_statements(options["statements"])
     app = make_app(options["app"], options["patched"])
+    if options["faults"]:
+        from tests import faults
+
+        faults.arrange(options["faults"])
     app.set_default()
     worker = app.Worker(
         hostname=options["hostname"],

@@ -7,29 +7,36 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._install import Report, install_patches, patch_report, uninstall_patches
+    from .diagnosis import Diagnosis, diagnose
     from .errors import (
         ChordguardWarning,
         ChordMemberError,
         ChordMemberLost,
         ChordMembersFailed,
+        LedgerMissing,
         SettingError,
         UntestedCeleryWarning,
     )
     from .failures import is_chord_error, raise_if_errors, split_results, to_exception
     from .policy import strict, tolerant
+    from .repairing import repair
 
 __all__ = (
     "ChordMemberError",
     "ChordMemberLost",
     "ChordMembersFailed",
     "ChordguardWarning",
+    "Diagnosis",
+    "LedgerMissing",
     "Report",
     "SettingError",
     "UntestedCeleryWarning",
+    "diagnose",
     "install_patches",
     "is_chord_error",
     "patch_report",
     "raise_if_errors",
+    "repair",
     "split_results",
     "strict",
     "to_exception",
@@ -48,10 +55,13 @@ _HOMES = {
         "ChordMemberLost",
         "ChordMembersFailed",
         "ChordguardWarning",
+        "LedgerMissing",
         "SettingError",
         "UntestedCeleryWarning",
     ),
+    "diagnosis": ("Diagnosis", "diagnose"),
     "failures": ("is_chord_error", "raise_if_errors", "split_results", "to_exception"),
+    "repairing": ("repair",),
     "policy": ("strict", "tolerant"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -21,6 +21,9 @@ __all__ = ("Report", "install_patches", "patch_report", "uninstall_patches")
 
 logger = logging.getLogger("chordguard")
 
+#: The bootstep that starts the watchdog in a worker.
+_WATCHDOG = "chordguard.watchdog:WatchdogStep"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -80,6 +83,8 @@ def install_patches(app: Celery) -> Report:
             _check_before_finalize(app)
             app.on_after_finalize.connect(_when_finalized, weak=False)
         worker_ready.connect(_warn_of_short_polling, weak=False)
+        # By name: only a worker imports it.
+        app.steps["worker"].add(_WATCHDOG)
     return patch_report(app)
 
 
@@ -94,6 +99,7 @@ def uninstall_patches(app: Celery) -> None:
     app = _real_app(app)
     _patch.deactivate(app)
     vars(app).pop("finalize", None)
+    app.steps["worker"].discard(_WATCHDOG)
 
 
 def patch_report(app: Celery) -> Report:

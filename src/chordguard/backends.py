@@ -52,6 +52,11 @@ class StoredResult:
     value: Any
 
     @property
+    def is_ready(self) -> bool:
+        """Tell whether the task is done, well or badly."""
+        return self.state in states.READY_STATES
+
+    @property
     def failed(self) -> bool:
         """Tell whether the task failed or was revoked."""
         return self.state in states.PROPAGATE_STATES

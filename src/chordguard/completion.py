@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from celery import states
 from celery.exceptions import ChordError
+from kombu.exceptions import OperationalError
 from kombu.utils.encoding import safe_repr
 
+from . import signals
 from .backends import StoredResult
 from .errors import ChordMemberLost
 from .failures import describe, record_of
-from .ledger.model import Header, leaf_ids
+from .ledger.model import Header, header_of, leaf_ids
 from .policy import tolerates
 
 if TYPE_CHECKING:
@@ -40,14 +42,6 @@ __all__ = (
 )
 
 logger = logging.getLogger("chordguard")
-
-
-def header_of(results: Sequence[Any]) -> list[Any]:
-    """Return the ids of Celery's result objects, nested as they are."""
-    return [
-        header_of(result.results) if getattr(result, "results", None) is not None else result.id
-        for result in results
-    ]
 
 
 def collect(header: Header, results: Mapping[str, StoredResult], policy: Policy) -> list[Any]:
@@ -96,6 +90,7 @@ def finish(
     policy: Policy,
     *,
     settled: str | None = None,
+    is_tried_again: bool = False,
 ) -> None:
     """End a chord: publish its body with the results, or fail it as the policy says.
 
@@ -107,6 +102,10 @@ def finish(
         policy: The chord's error policy.
         settled: For a chord that ends before its members are done: the sentence that says why,
             with which the error of a strict chord begins.
+        is_tried_again: Whether the caller tries again when the broker is away.
+
+    Raises:
+        kombu.exceptions.OperationalError: The broker is away and it `is_tried_again`.
     """
     try:
         if not policy.tolerate:
@@ -121,6 +120,8 @@ def finish(
     except ChordError as exc:
         fail(app.backend, body, exc)
     except Exception as exc:
+        if is_tried_again and isinstance(exc, OperationalError):
+            raise
         logger.exception("The body of a chord cannot be published")
         fail(app.backend, body, _caused_by(exc, f"Callback error: {safe_repr(exc)}"))  # type: ignore[no-untyped-call]
 
@@ -177,6 +178,7 @@ def fail(backend: Any, body: Any, exc: BaseException) -> None:
         exc: Why the chord failed.
     """
     leaves = list(waiting_for(body))
+    signals.chord_failed.send(sender=backend.app, body=body, exception=exc)
     call_errbacks(backend, body, next(reversed(task_ids(leaves)), None), exc)
     settle(backend, leaves, exc)
 

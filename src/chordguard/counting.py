@@ -1,40 +1,41 @@
 """Chords that are counted: opened when they start, ended by their last part.
 
-`celery.chord_unlock` stays as a late and slow safety net. A patched worker answers it from the
-ledger; it finds the parts that nobody counted, such as those of a worker without the patches.
+What nobody counted, or claimed and did not end, is found by the watchdog of any worker. On SQL
+`celery.chord_unlock` stays as a late and slow safety net, which looks in the same way.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
 
-from celery import states
 from celery.canvas import maybe_signature
-from kombu.utils.encoding import ensure_bytes
+from celery.exceptions import ChordError
+from kombu.exceptions import OperationalError
 
 from . import backends, completion, settings
-from .backends import StoredResult
-from .ledger.model import Claim, Part
+from .ledger import model
+from .ledger.model import Claim, Ledger, Part
 from .policy import Policy
 
 if TYPE_CHECKING:
     from celery import Celery
 
     from .ledger.database import DatabaseLedger
-    from .polling import Poll
 
 __all__ = (
     "StoredPart",
-    "answer",
     "being_stored",
+    "count",
     "end",
+    "end_from_part",
     "first_delay",
     "ledger_of",
     "next_delay",
@@ -51,16 +52,22 @@ SLOWEST = 300.0
 _UNLOCK = UUID("b3c1cf9c-6b5c-4a8e-9a55-7d0f0e2f6a10")
 
 
-def ledger_of(backend: Any, *, asked: bool = True) -> DatabaseLedger | None:
-    """Return the ledger of a database `backend`; None where there is none.
+def ledger_of(backend: Any, *, asked: bool = True) -> Any:
+    """Return the ledger of a `backend`; None where there is none.
 
     `asked` is whether the setting ``chord_ledger`` decides.
     """
+    if asked and not settings.get(backend.app, "chord_ledger"):
+        return None
+    if backends.is_redis(backend):
+        from .ledger.redis import RedisLedger
+
+        return RedisLedger(backend)
+    if not backends.is_database(backend):
+        return None
     # It needs SQLAlchemy, without which there is no such backend.
     from .ledger.database import DatabaseLedger
 
-    if asked and not settings.get(backend.app, "chord_ledger"):
-        return None
     try:
         ledger = DatabaseLedger(backend)
         return ledger if ledger.is_usable() else None
@@ -123,118 +130,121 @@ def next_delay(app: Celery, retries: int, body: Any = None) -> float:
     return min(SLOWEST, max(1.0, first_delay(app, body)) * 2.0 ** min(retries, 16))
 
 
-def part_of(backend: Any, request: Any, state: str, result: Any) -> Part:
-    """Return the part that a done task returns; it brings along a result that is not stored."""
-    task = backend.app.tasks.get(request.task)
+def part_of(ledger: Ledger, request: Any, state: str, result: Any) -> Part:
+    """Return the part that a done task returns."""
+    task = ledger.backend.app.tasks.get(request.task)
     ignored = getattr(request, "ignore_result", None) or getattr(task, "ignore_result", False)
-    if not ignored:
-        return Part(request.id)
-    payload = backend.encode([state, backend.encode_result(result, state)])
-    return Part(request.id, ensure_bytes(payload))  # type: ignore[no-untyped-call]
+    return ledger.part_of(request, state, result, is_ignored=bool(ignored))
+
+
+def count(ledger: Ledger, request: Any, state: str, result: Any) -> None:
+    """Count the part that a task returns; end the chord if it was the last one.
+
+    Nothing is raised: the task itself did well, and the watchdog finds its result.
+    """
+    try:
+        claim = ledger.count(request.group, part_of(ledger, request, state, result))
+    except Exception:  # noqa: BLE001 - it is logged
+        warn_once("Chord %s may end late: a part could not be counted", request.group)
+        return
+    if claim is not None:
+        end_from_part(ledger, claim, request.chord)
+
+
+def end_from_part(ledger: Ledger, claim: Claim, body: Mapping[str, Any]) -> None:
+    """End a chord where its last part was counted; what fails is left to the watchdog."""
+    try:
+        end(ledger, claim, body)
+    except Exception:
+        logger.exception("Chord %s ends late: it could not be ended", claim.group_id)
 
 
 def end(
-    app: Celery,
-    ledger: DatabaseLedger,
-    claim: Claim,
-    body: Mapping[str, Any],
-    *,
-    settled: str | None = None,
+    ledger: Ledger, claim: Claim, body: Mapping[str, Any], *, settled: str | None = None
 ) -> bool:
     """End a chord that was claimed, and forget it.
 
     Arguments:
-        app: The app whose worker ends the chord.
         ledger: Where the chord is counted.
         claim: The claim on it.
         body: Its body, which may be data.
         settled: Why it ends although members may be missing; they count as lost then.
 
     Returns:
-        False when the result of a member is not stored although it was counted: the claim is
-        given back, the safety net looks again.
+        False when it cannot end yet: the result of a member is not stored although it was
+        counted, or the broker is away. The claim is given back, the watchdog looks again.
     """
-    results = _results_of(ledger, claim)
-    if settled is None and any(
-        task_id not in results for task_id in completion.leaf_ids(claim.header)
-    ):
-        logger.warning("Chord %s: results of its members are not there yet", claim.group_id)
+    app = ledger.backend.app
+    is_finished = False
+    settled = settled and f"Chord {claim.group_id} was settled {settled}"
+    try:
+        with _renewed(ledger, claim) as is_ours:
+            if settled and claim.header is None:
+                error = ChordError(f"{settled}: not all of its members are known")
+                completion.fail(app.backend, maybe_signature(body, app=app), error)
+                ledger.close(claim.group_id)
+                return True
+            header, results = ledger.collect(claim)
+            missing = [id_ for id_ in model.leaf_ids(header) if id_ not in results]
+            if missing and settled is None:
+                logger.warning("Chord %s: no results yet of %s", claim.group_id, ", ".join(missing))
+                ledger.release(claim)
+                return False
+            if not is_ours():
+                logger.warning("Chord %s: somebody else ends it", claim.group_id)
+                return False
+            completion.finish(
+                app,
+                maybe_signature(body, app=app),
+                header,
+                results,
+                Policy.of(app, body),
+                settled=settled,
+                is_tried_again=settled is None,
+            )
+            is_finished = True
+            ledger.close(claim.group_id)
+    except OperationalError:
+        logger.warning("Chord %s: its body cannot be published now", claim.group_id, exc_info=True)
         ledger.release(claim)
         return False
-    completion.finish(
-        app,
-        maybe_signature(body, app=app),
-        claim.header,
-        results,
-        Policy.of(app, body),
-        settled=settled and f"Chord {claim.group_id} was settled {settled}",
-    )
-    ledger.close(claim.group_id)
+    except BaseException:
+        if not is_finished:
+            # Somebody else may try at once, not only when the claim expires.
+            with suppress(Exception):
+                ledger.release(claim)
+        raise
     return True
 
 
-def answer(poll: Poll, ledger: DatabaseLedger) -> float | None:
-    """Look at a counted chord for its safety net, and end it if nobody else will.
+@contextmanager
+def _renewed(ledger: Ledger, claim: Claim) -> Iterator[Callable[[], bool]]:
+    """Renew a claim for as long as the block takes; yield what tells whether it is still ours."""
+    is_over = threading.Event()
+    renewed = time.monotonic()
 
-    Returns:
-        The seconds until the next look; None: the chord has ended.
-    """
-    now = time.time()
-    delay = poll.asked_delay
-    if delay is None:
-        delay = next_delay(poll.app, poll.retries, poll.body)
-    quiet_since = now - min(delay, first_delay(poll.app, poll.body))
-    record, uncounted = ledger.look(poll.group_id, poll.header.ids, quiet_since)
-    if record is None:
-        return None
-    if record.claimed_until > now:
-        return max(1.0, min(delay, record.claimed_until - now))
-    if record.claimed_until and _was_published(poll):
-        # Whoever ended it died before it could be forgotten.
-        ledger.close(poll.group_id)
-        return None
-    claim = None
-    if record.size is None:
-        # Its producer could not tell the members.
-        ledger.set_header(poll.group_id, poll.header.header)
-    elif record.returned >= record.size:
-        claim = ledger.claim(poll.group_id)
-    for task_id in uncounted if claim is None else ():
-        claim = ledger.count(poll.group_id, Part(task_id)) or claim
-        record = replace(record, progressed=now)
-    if claim is not None and end(poll.app, ledger, claim, poll.body):
-        return None
-    idle, timeout = now - record.progressed, poll.policy.timeout
-    reason = poll.why_settle(idle)
-    if reason is None:
-        return delay if timeout is None else max(1.0, min(delay, timeout - idle))
-    claim = ledger.claim(poll.group_id)
-    if claim is None:
-        return delay
-    logger.warning("Chord %s is settled %s", poll.group_id, reason)
-    end(poll.app, ledger, claim, poll.body, settled=reason)
-    return None
+    def is_ours() -> bool:
+        nonlocal renewed
+        now = time.monotonic()
+        if now - renewed < model.CLAIM_SECONDS / 3:
+            return True
+        try:
+            if not ledger.renew(claim):
+                return False
+            renewed = now
+        except Exception:  # noqa: BLE001 - it is logged
+            warn_once("The claim on chord %s cannot be renewed", claim.group_id)
+        return True
 
+    def renew() -> None:
+        while not is_over.wait(model.CLAIM_SECONDS / 3):
+            if not is_ours():
+                return
 
-def _was_published(poll: Poll) -> bool:
-    body = maybe_signature(poll.body, app=poll.app)
-    ids = completion.task_ids(completion.waiting_for(body))
-    return bool(backends.ready_states(poll.app.backend, ids))
-
-
-def _results_of(ledger: DatabaseLedger, claim: Claim) -> dict[str, StoredResult]:
-    ids = list(completion.leaf_ids(claim.header))
-    results = _ready(backends.read_results(ledger.backend, ids).values())
-    if len(results) < len(set(ids)):
-        results.update(_ready(_carried(ledger, claim.group_id)))
-    return results
-
-
-def _ready(results: Iterable[StoredResult]) -> dict[str, StoredResult]:
-    return {result.task_id: result for result in results if result.state in states.READY_STATES}
-
-
-def _carried(ledger: DatabaseLedger, group_id: str) -> Iterable[StoredResult]:
-    for task_id, payload in ledger.payloads(group_id).items():
-        state, value = ledger.backend.decode(payload)
-        yield StoredResult(task_id, state, value)
+    thread = threading.Thread(target=renew, name="chordguard-claim", daemon=True)
+    thread.start()
+    try:
+        yield is_ours
+    finally:
+        is_over.set()
+        thread.join()

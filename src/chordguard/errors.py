@@ -11,6 +11,7 @@ __all__ = (
     "ChordMemberLost",
     "ChordMembersFailed",
     "ChordguardWarning",
+    "LedgerMissing",
     "SettingError",
     "UntestedCeleryWarning",
 )
@@ -18,6 +19,10 @@ __all__ = (
 
 class SettingError(ImproperlyConfigured):  # type: ignore[misc]
     """A setting has a value that makes no sense; the message names the valid ones."""
+
+
+class LedgerMissing(ImproperlyConfigured):  # type: ignore[misc]
+    """The app keeps no ledger of its chords; the message says what it takes."""
 
 
 class ChordMemberLost(Exception):

@@ -119,7 +119,7 @@ SETTINGS: dict[str, Setting] = {
             None,
             "None (never), seconds (more than 0) or a timedelta",
             _or_none(_is_positive_seconds),
-            "Seconds without progress after which a chord on SQL is settled.",
+            "Seconds without progress after which a chord is settled.",
             default_from="result_expires",
         ),
         Setting(
@@ -149,7 +149,14 @@ SETTINGS: dict[str, Setting] = {
             True,
             "True or False",
             _is_bool,
-            "Count the parts of chords on SQL; False: poll them, as Celery alone.",
+            "Keep a ledger of live chords; False: count and poll as Celery alone.",
+        ),
+        Setting(
+            "chord_watchdog_interval",
+            30,
+            "seconds (0 or more; 0: never) or a timedelta",
+            _is_seconds,
+            "Seconds between two looks of each worker at the chords that are due; 0: none.",
         ),
         Setting(
             "chord_unlock_retry_backoff",

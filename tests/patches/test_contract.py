@@ -93,6 +93,13 @@ def is_same(before, after):
     return [id(function) for function in before] == [id(function) for function in after]
 
 
+def layer(function, patch):
+    """Return the wrapper of `patch` around `function`; another one may lie around it."""
+    while function._self_patch is not patch:
+        function = function.__wrapped__
+    return function
+
+
 def layers(function, patch):
     """Return how many times `patch` lies around `function`."""
     count = 0
@@ -199,7 +206,8 @@ class TestLife:
 
         # The object that a method is called on; some wrappers ask for the parent of a result.
         call_for = SimpleNamespace(app=app, parent=object())
-        for wrapper in standing(patch):
+        for function in standing(patch):
+            wrapper = layer(function, patch)
             calls = []
 
             def wrapped(*args, calls=calls, **kwargs):

@@ -1,15 +1,137 @@
 from __future__ import annotations
 
+import contextlib
+import logging
+import time
 from datetime import timedelta
 
 import pytest
 from celery import Celery
 from celery.app.task import Context
+from celery.exceptions import ChordError
+from celery.utils import uuid
 from hypothesis import given
 from hypothesis import strategies as st
+from kombu.exceptions import OperationalError
 
-from chordguard import counting, strict
+from chordguard import counting, strict, tolerant
+from chordguard.ledger.database import DatabaseLedger
+from chordguard.ledger.model import pack_body
+from chordguard.ledger.redis import RedisLedger
 from tests import tasks
+from tests.harness import create_result_tables, delete_keys, wait_until
+from tests.unit.test_ledger import LATER, app_on, expire_claim
+
+
+class Chord:
+    """A chord that was started, of which nothing has run."""
+
+    def __init__(self, ledger, body=None, size=2, header=None, **options):
+        self.ledger = ledger
+        self.app = ledger.backend.app
+        self.group_id = uuid()
+        self.ids = [uuid() for _ in range(size)]
+        self.body = tasks.named(self.app).collect.s() if body is None else body
+        self.body.set(task_id=uuid())
+        options = {"due": time.time() + LATER, "timeout": None, **options}
+        is_known = header is None
+        ledger.open(
+            self.group_id,
+            self.ids if is_known else None,
+            pack_body(self.app, self.body),
+            **options,
+        )
+        if is_known and isinstance(ledger, RedisLedger):
+            ledger.set_size(self.group_id, size)
+
+    def store(self, index, state="SUCCESS"):
+        """Store the result of a member, as a worker does that dies right after it."""
+        result = index if state == "SUCCESS" else ValueError("boom")
+        self.app.backend.store_result(self.ids[index], result, state)
+        return result, state
+
+    def count(self, index):
+        """Count a member."""
+        return self._count(index, index, "SUCCESS")
+
+    def end(self, index, state="SUCCESS"):
+        """Store the result of a member and count it."""
+        return self._count(index, *self.store(index, state))
+
+    def _count(self, index, result, state):
+        request = Context(id=self.ids[index], task=f"{tasks.PREFIX}echo", group_index=index)
+        part = counting.part_of(self.ledger, request, state, result)
+        return self.ledger.count(self.group_id, part)
+
+    @property
+    def record(self):
+        return self.ledger.read(self.group_id)
+
+    @property
+    def outcome(self):
+        """The state and the result that the body has without having run."""
+        found = self.app.AsyncResult(self.body.id)
+        return found.state, found.result
+
+    def published(self):
+        """Return what the bodies get that were published since the last call."""
+        return published(self.app)
+
+
+def published(app):
+    """Take the messages off the broker; return the first argument of each."""
+    with app.connection_for_write() as connection:
+        queue = connection.SimpleQueue(app.main)
+        found = []
+        while True:
+            try:
+                message = queue.get_nowait()
+            except queue.Empty:
+                return found
+            message.ack()
+            found.append(message.payload[0][0])
+
+
+@contextlib.contextmanager
+def empty_ledger(kind, servers, folder):
+    """Give an empty ledger on an app without patches, whose broker is in memory."""
+    name = f"cg-{uuid()}"
+    if kind == "redis":
+        url = servers.get("redis").url
+        backend = app_on(url, name).backend
+        try:
+            yield RedisLedger(backend)
+        finally:
+            delete_keys(url, f"{name}:*")
+            backend.client.connection_pool.disconnect()
+    else:
+        url = f"sqlite:///{folder / 'results.sqlite'}"
+        create_result_tables(url)
+        ledger = DatabaseLedger(app_on(f"db+{url}", name).backend)
+        assert ledger.is_usable()
+        yield ledger
+
+
+@pytest.fixture(params=["redis", "sqlite"])
+def ledger(request, servers, require, tmp_path):
+    require(*({request.param} - {"sqlite"}))
+    with empty_ledger(request.param, servers, tmp_path) as ledger:
+        yield ledger
+
+
+@contextlib.contextmanager
+def broker_away(app):
+    """Keep `app` from publishing, as if the broker were away."""
+
+    def refuse(*_, **__):
+        raise OperationalError("the broker is away")
+
+    send, app.amqp.send_task_message = app.amqp.send_task_message, refuse
+    app.conf.task_publish_retry = False
+    try:
+        yield
+    finally:
+        app.amqp.send_task_message = send
 
 
 @pytest.fixture
@@ -22,6 +144,32 @@ def app():
 @pytest.fixture
 def t(app):
     return tasks.named(app)
+
+
+class TestLedger:
+    def test_redis_and_databases_have_one(self, app):
+        on_redis = Celery("counting", backend="redis://localhost", set_as_current=False)
+
+        assert isinstance(counting.ledger_of(app.backend), DatabaseLedger)
+        assert isinstance(counting.ledger_of(on_redis.backend), RedisLedger)
+
+    def test_other_backends_have_none(self):
+        app = Celery("counting", backend="cache+memory://", set_as_current=False)
+
+        assert counting.ledger_of(app.backend) is None
+
+    def test_setting_decides_where_it_is_asked(self, app):
+        app.conf.chord_ledger = False
+
+        assert counting.ledger_of(app.backend) is None
+        assert counting.ledger_of(app.backend, asked=False)
+
+    def test_database_that_is_away_has_none(self, app, caplog, monkeypatch):
+        monkeypatch.setattr(counting, "_warned", set())
+        monkeypatch.setattr(DatabaseLedger, "is_usable", fail)
+
+        assert [None, None] == [counting.ledger_of(app.backend) for _ in range(2)]
+        assert 1 == caplog.text.count("the ledger cannot be reached")
 
 
 class TestDelays:
@@ -67,18 +215,228 @@ def test_safety_net_of_a_chord_has_an_id_of_its_own():
 
 
 class TestParts:
-    def request(self, name, **options):
-        return Context(id="a", task=tasks.PREFIX + name, **options)
+    def part(self, app, name, result=None, **options):
+        request = Context(id="a", task=tasks.PREFIX + name, **options)
+        return counting.part_of(counting.ledger_of(app.backend), request, "SUCCESS", result)
 
     def test_result_that_is_stored_is_not_brought_along(self, app):
-        assert counting.part_of(app.backend, self.request("echo"), "SUCCESS", 1).payload is None
+        assert self.part(app, "echo").payload is None
 
     @pytest.mark.parametrize(
         ("name", "options"), [("ignored_result", {}), ("echo", {"ignore_result": True})]
     )
     def test_result_that_is_ignored_is_brought_along(self, app, name, options):
-        part = counting.part_of(app.backend, self.request(name, **options), "SUCCESS", {"b": [1]})
+        part = self.part(app, name, {"b": [1]}, **options)
 
         assert "a" == part.task_id
         assert isinstance(part.payload, bytes)
         assert ["SUCCESS", {"b": [1]}] == list(app.backend.decode(part.payload))
+
+    @pytest.mark.parametrize(("index", "place"), [(None, "+inf"), (0, "0"), (7, "7")])
+    def test_on_redis_it_is_as_celery_keeps_it(self, index, place):
+        app = Celery("counting", backend="redis://localhost", set_as_current=False)
+
+        part = self.part(app, "echo", {"b": [1]}, group_index=index)
+
+        assert ("a", place, False) == (part.task_id, part.index, part.is_recounted)
+        assert [1, "a", "SUCCESS", {"b": [1]}] == list(app.backend.decode(part.payload))
+
+
+class TestCounting:
+    def request(self, chord, index):
+        return Context(
+            id=chord.ids[index],
+            task=f"{tasks.PREFIX}echo",
+            group=chord.group_id,
+            group_index=index,
+            chord=dict(chord.body),
+        )
+
+    def test_last_part_ends_the_chord(self, ledger):
+        chord = Chord(ledger)
+
+        for index in (1, 0):
+            chord.store(index)
+            counting.count(ledger, self.request(chord, index), "SUCCESS", index)
+
+        assert [[0, 1]] == chord.published()
+        assert chord.record is None
+
+    def test_part_that_cannot_be_counted_is_said_and_not_raised(self, ledger, monkeypatch, caplog):
+        chord = Chord(ledger)
+        monkeypatch.setattr(counting, "_warned", set())
+        monkeypatch.setattr(ledger, "count", fail)
+
+        for index in (0, 1):
+            counting.count(ledger, self.request(chord, index), "SUCCESS", index)
+
+        assert 1 == caplog.text.count("a part could not be counted")
+        assert 0 == chord.record.returned
+
+    def test_chord_that_cannot_be_ended_is_said_and_left_to_others(
+        self, ledger, monkeypatch, caplog
+    ):
+        chord = Chord(ledger, size=1)
+        chord.store(0)
+        with monkeypatch.context() as patched:
+            patched.setattr(ledger, "collect", fail)
+            counting.count(ledger, self.request(chord, 0), "SUCCESS", 0)
+
+        assert "it could not be ended" in caplog.text
+        assert [] == chord.published()
+        assert ledger.claim(chord.group_id)
+
+
+def fail(*_, **__):
+    raise OSError("broken")
+
+
+class TestEnding:
+    def end(self, chord, claim, **options):
+        return counting.end(chord.ledger, claim, dict(chord.body), **options)
+
+    def test_body_gets_the_results_in_header_order(self, ledger):
+        chord = Chord(ledger, size=3)
+        claims = [chord.end(index) for index in (2, 0, 1)]
+
+        assert self.end(chord, claims[-1])
+
+        assert [[0, 1, 2]] == chord.published()
+        assert chord.record is None
+
+    def test_member_that_failed_fails_a_strict_chord(self, ledger):
+        chord = Chord(ledger)
+        chord.end(0)
+
+        assert self.end(chord, chord.end(1, "FAILURE"))
+
+        state, error = chord.outcome
+        assert "FAILURE" == state
+        assert isinstance(error, ChordError)
+        assert f"Dependency {chord.ids[1]} raised ValueError('boom')" in str(error)
+        assert [] == chord.published()
+        assert chord.record is None
+
+    def test_member_that_failed_is_handed_to_the_body_of_a_tolerant_one(self, ledger):
+        chord = Chord(ledger, tolerant(tasks.named(ledger.backend.app).collect.s()))
+        chord.end(0)
+
+        assert self.end(chord, chord.end(1, "FAILURE"))
+
+        assert [[0, "ValueError: boom"]] == chord.published()
+
+    def test_chord_with_a_result_that_is_not_stored_waits(self, ledger, caplog):
+        chord = Chord(ledger)
+        chord.end(0)
+
+        assert not self.end(chord, ledger.claim(chord.group_id))
+
+        assert f"no results yet of {chord.ids[1]}" in caplog.text
+        assert (1, 0) == (chord.record.returned, chord.record.claimed_until)
+        assert [] == chord.published()
+
+    def test_chord_that_is_settled_names_the_members_without_a_result(self, ledger):
+        chord = Chord(ledger)
+        chord.end(0)
+
+        assert self.end(chord, ledger.claim(chord.group_id), settled="by request")
+
+        state, error = chord.outcome
+        assert "FAILURE" == state
+        assert f"Chord {chord.group_id} was settled by request" in str(error)
+        assert f"no result of 1 of 2 header tasks: {chord.ids[1]}" in str(error)
+        assert chord.record is None
+
+    def test_tolerant_chord_that_is_settled_hands_over_that_they_are_lost(self, ledger):
+        chord = Chord(ledger, tolerant(tasks.named(ledger.backend.app).collect.s()))
+        chord.end(0)
+
+        assert self.end(chord, ledger.claim(chord.group_id), settled="by request")
+
+        ((first, second),) = chord.published()
+        assert 0 == first
+        assert second.startswith("ChordMemberLost: ")
+
+    def test_broker_that_is_away_leaves_the_chord_to_others(self, ledger, caplog):
+        chord = Chord(ledger, size=1)
+        claim = chord.end(0)
+
+        with broker_away(chord.app):
+            assert not self.end(chord, claim)
+
+        assert "cannot be published now" in caplog.text
+        assert 0 == chord.record.claimed_until
+        assert [] == chord.published()
+
+    def test_what_fails_is_raised_and_the_claim_given_back(self, ledger, monkeypatch):
+        chord = Chord(ledger, size=1)
+        claim = chord.end(0)
+        monkeypatch.setattr(ledger, "collect", fail)
+
+        with pytest.raises(OSError, match="broken"):
+            self.end(chord, claim)
+
+        assert 0 == chord.record.claimed_until
+
+    def test_chord_that_was_ended_but_not_forgotten_stays_claimed(self, ledger, monkeypatch):
+        chord = Chord(ledger, size=1)
+        claim = chord.end(0)
+        monkeypatch.setattr(ledger, "close", fail)
+
+        with pytest.raises(OSError, match="broken"):
+            self.end(chord, claim)
+
+        assert [[0]] == chord.published()
+        assert ledger.claim(chord.group_id) is None
+
+    def test_claim_is_renewed_for_as_long_as_it_takes(self, ledger, monkeypatch):
+        chord = Chord(ledger, size=1)
+        monkeypatch.setattr("chordguard.ledger.model.CLAIM_SECONDS", 1.0)
+        claim = chord.end(0)
+        collect, was_there = ledger.collect, []
+
+        def collect_slowly(claim):
+            end = time.time() + 1.5
+            wait_until(lambda: time.time() > end, what="the time of a claim")
+            was_there.append(ledger.claim(chord.group_id))
+            return collect(claim)
+
+        monkeypatch.setattr(ledger, "collect", collect_slowly)
+
+        assert self.end(chord, claim)
+        assert [None] == was_there
+
+    def test_claim_that_cannot_be_renewed_does_not_stop_it(self, ledger, monkeypatch, caplog):
+        chord = Chord(ledger, size=1)
+        claim = chord.end(0)
+        monkeypatch.setattr("chordguard.ledger.model.CLAIM_SECONDS", 0.03)
+        monkeypatch.setattr(ledger, "renew", fail)
+        collect = ledger.collect
+
+        def collect_slowly(claim):
+            wait_until(lambda: "cannot be renewed" in caplog.text)
+            return collect(claim)
+
+        monkeypatch.setattr(ledger, "collect", collect_slowly)
+        counting._warned.clear()
+        with caplog.at_level(logging.WARNING):
+            assert self.end(chord, claim)
+
+        assert [[0]] == chord.published()
+
+    def test_who_has_lost_the_claim_does_not_publish(self, ledger, monkeypatch):
+        chord = Chord(ledger, size=1)
+        claim = chord.end(0)
+        collect = ledger.collect
+
+        def collect_late(claim):
+            found = collect(claim)
+            expire_claim(ledger, chord.group_id)
+            assert ledger.claim(chord.group_id)
+            monkeypatch.setattr("chordguard.ledger.model.CLAIM_SECONDS", 0)
+            return found
+
+        monkeypatch.setattr(ledger, "collect", collect_late)
+
+        assert not self.end(chord, claim)
+        assert [] == chord.published()

@@ -13,7 +13,7 @@ from celery import Celery, _state
 from click.testing import CliRunner
 
 import chordguard
-from chordguard import _patch, failures, settings
+from chordguard import _patch, failures, settings, signals
 from chordguard import patches as _all_patches  # noqa: F401 - fills the registry
 from chordguard.__main__ import FINE, main
 
@@ -114,7 +114,7 @@ def test_only_settings_that_exist_are_named(text):
     known = {*settings.SETTINGS, *(patch.setting for patch in PATCHES.values())}
     named = set(re.findall(r"(?<![\w.])(?:CELERY_)?(chord_[a-z]\w+)", text, re.IGNORECASE))
     # The built-in task, the placeholder for a patch's name, a table's key and its column.
-    others = {"chord_unlock", "chord_fix_", "chord_member", "chord_id"}
+    others = {"chord_unlock", "chord_fix_", "chord_member", "chord_id", *signals.__all__}
     named = {name.lower() for name in named} - others
     named = {name for name in named if f"`{name}.py`" not in text} - set(PATCHES)
     assert set() == named - known

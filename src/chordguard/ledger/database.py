@@ -8,8 +8,9 @@ Locks. Members come before their chord's row, in every transaction, so two of th
 for each other; the row, for which all parts of a chord queue, is held no longer than the commit
 takes. A result's row is locked by those only that store the same result, which PostgreSQL does
 last and the others first. There is no foreign key, whose check would lock the chord's row first,
-and no index but the primary keys, so that no scan locks rows: all conditions of what is written
-are on a primary key; abandoned chords are looked for without a lock and removed one by one.
+and all conditions of what is written are on a primary key, so that no scan locks rows: chords
+that are due or abandoned are looked for without a lock, and changed one by one. The index of
+what is due is written when a chord starts, is claimed or was looked at, not with each part.
 
 Isolation. PostgreSQL: read committed, whatever the engine says, since under repeatable read two
 parts could not both count. MySQL and MariaDB: the engine's own; under their repeatable read an
@@ -23,20 +24,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 from celery import states
-from kombu.utils.uuid import uuid
+from kombu.utils.encoding import ensure_bytes
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.exc import DatabaseError
-from sqlalchemy.schema import CreateTable
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from .. import backends
-from .model import CLAIM_SECONDS, Claim, Header, Part, Record, leaf_ids, pack, unpack
+from ..backends import StoredResult
+from . import model
+from .model import Claim, Header, Ledger, Part, Record, leaf_ids, new_token, pack, unpack
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -78,10 +81,14 @@ class Tables:
             sa.Column("id", sa.String(155), primary_key=True),
             sa.Column("size", sa.Integer),
             sa.Column("returned", sa.Integer, nullable=False),
+            sa.Column("created", _UNIX_TIME, nullable=False),
             sa.Column("progressed", _UNIX_TIME, nullable=False),
+            sa.Column("due", _UNIX_TIME, nullable=False),
             sa.Column("claimed_by", sa.String(36)),
             sa.Column("claimed_until", _UNIX_TIME, nullable=False),
             sa.Column("header", _LONG_TEXT),
+            sa.Column("body", _LONG_BINARY),
+            sa.Index(f"{names[0]}_due", "due"),
             schema=schemas[0],
         )
         self.member = sa.Table(
@@ -105,6 +112,7 @@ class Tables:
         # comes before it is written.
         self.count = update.ordered_values(
             (chord.claimed_by, sa.case((is_last, sa.bindparam("token")), else_=chord.claimed_by)),
+            (chord.due, sa.case((is_last, sa.bindparam("until")), else_=chord.due)),
             (
                 chord.claimed_until,
                 sa.case((is_last, sa.bindparam("until")), else_=chord.claimed_until),
@@ -118,15 +126,33 @@ class Tables:
             sa.case((is_mine, chord.header)).label("header"),
         )
         self.read_claimed = sa.select(*self.claimed).where(_is_this(chord))
-        self.claim = update.where(is_free).values(
-            claimed_by=sa.bindparam("token"), claimed_until=sa.bindparam("until")
+        until: dict[str, Any] = {
+            "claimed_until": sa.bindparam("until"),
+            "due": sa.bindparam("until"),
+        }
+        self.claim = update.where(is_free | is_mine).values(
+            claimed_by=sa.bindparam("token"), **until
         )
-        self.release = update.where(is_mine).values(claimed_until=0.0)
+        self.renew = update.where(is_mine).values(**until)
+        self.release = update.where(is_mine).values(
+            claimed_by=None, claimed_until=0.0, due=sa.bindparam("now")
+        )
         self.set_header = update.values(size=sa.bindparam("members"), header=sa.bindparam("text"))
         # It locks the row, so that nobody else changes the header.
         self.lock = update.where(is_free).values(progressed=sa.bindparam("now"))
         self.remove = self.chord.delete().where(_is_this(chord))
         self.find_abandoned = sa.select(chord.id).where(chord.progressed < sa.bindparam("before"))
+        self.find_claimed = sa.select(chord.id, chord.claimed_by).where(
+            chord.due > sa.bindparam("now"), chord.claimed_until > sa.bindparam("now")
+        )
+        self.find_due = (
+            sa.select(chord.id, chord.due)
+            .where(chord.due <= sa.bindparam("now"))
+            .order_by(chord.due)
+            .limit(sa.bindparam("most"))
+        )
+        self.look_again = update.values(due=sa.bindparam("until"))
+        self.take_due = self.look_again.where(chord.due == sa.bindparam("seen"))
 
     def _write_member(self, member: Any) -> None:
         is_member = member.chord_id == sa.bindparam("chord")
@@ -174,12 +200,14 @@ class Tables:
     def ddl(self, dialect: str) -> list[str]:
         """Return the statements that create the tables in a database of :data:`DIALECTS`."""
         compiler = sa.create_mock_engine(f"{dialect}://", lambda *_: None).dialect
+        statements: list[Any] = [CreateTable(table) for table in (self.chord, self.member)]
+        statements += [CreateIndex(index) for index in self.chord.indexes]
         return [
             "\n".join(
                 line.rstrip().replace("\t", "    ")
-                for line in str(CreateTable(table).compile(dialect=compiler)).strip().splitlines()
+                for line in str(statement.compile(dialect=compiler)).strip().splitlines()
             )
-            for table in (self.chord, self.member)
+            for statement in statements
         ]
 
     @classmethod
@@ -225,7 +253,7 @@ def _insert(table: sa.Table, dialect: str) -> Any:
 _are_there: dict[tuple[str, Tables], bool] = {}
 
 
-class DatabaseLedger:
+class DatabaseLedger(Ledger):
     """The live chords of one SQL result backend.
 
     Arguments:
@@ -245,18 +273,25 @@ class DatabaseLedger:
             _are_there[self._key] = backends.with_retries(self.backend, self._create_tables)
         return _are_there[self._key]
 
-    def open(self, group_id: str, header: Header | None) -> None:
-        """Start to count a chord; one that is counted already goes on.
-
-        `header` is None where its members are not known yet.
-        """
+    def open(
+        self,
+        group_id: str,
+        header: Header | None,
+        body: bytes | None,
+        due: float,
+        timeout: float | None,
+    ) -> None:
+        now = time.time()
         values = {
             "id": group_id,
             "size": None if header is None else len(set(leaf_ids(header))),
             "returned": 0,
-            "progressed": time.time(),
+            "created": now,
+            "progressed": now,
+            "due": due,
             "claimed_until": 0.0,
             "header": None if header is None else pack(header),
+            "body": body,
         }
 
         def open_chord() -> None:
@@ -266,11 +301,9 @@ class DatabaseLedger:
         self._retried(open_chord)
 
     def set_header(self, group_id: str, header: Header) -> None:
-        """Tell the members of a chord that was opened without them."""
         self._write_header(group_id, lambda _, added: (_joined(header, added), True))
 
     def add(self, group_id: str, header: Header) -> bool:
-        """Add members to a live chord; return False when it is not there, or being ended."""
         return self._write_header(
             group_id, lambda size, old: (_joined(old, header), size is not None)
         )
@@ -291,7 +324,7 @@ class DatabaseLedger:
                     return False
                 read = tables.read_chord(tables.chord.c.size, tables.chord.c.header)
                 size, text = connection.execute(read, {"chord": group_id}).one()
-                header, is_whole = change(size, unpack(text))
+                header, is_whole = change(size, unpack(text) or [])
                 values = {
                     "chord": group_id,
                     "members": len(set(leaf_ids(header))) if is_whole else None,
@@ -302,16 +335,25 @@ class DatabaseLedger:
 
         return self._retried(write_header)
 
-    def count(self, group_id: str, part: Part) -> Claim | None:
-        """Count a part, unless it was counted before.
+    def part_of(self, request: Any, state: str, result: Any, *, is_ignored: bool) -> Part:
+        if not is_ignored:
+            return Part(request.id)
+        payload = self.backend.encode([state, self.backend.encode_result(result, state)])
+        return Part(request.id, ensure_bytes(payload))  # type: ignore[no-untyped-call]
 
-        Returns:
-            The claim on the chord when the part was the last one and nobody else ends it.
-        """
-        return self._retried(lambda: self.store_and_count(group_id, part, None))
+    def part_from(self, result: StoredResult, index: int) -> Part:
+        return Part(result.task_id)
+
+    def count(self, group_id: str, part: Part) -> Claim | None:
+        token = new_token()
+        return self._retried(lambda: self.store_and_count(group_id, part, None, token))
 
     def store_and_count(
-        self, group_id: str, part: Part, store: tuple[Any, dict[str, Any]] | None
+        self,
+        group_id: str,
+        part: Part,
+        store: tuple[Any, dict[str, Any]] | None,
+        token: str | None = None,
     ) -> Claim | None:
         """Count a part in the transaction that stores its result; not retried here.
 
@@ -319,18 +361,19 @@ class DatabaseLedger:
             group_id: The chord.
             part: The member.
             store: The statement that stores its result, and the statement's values.
+            token: That of the claim, where it may have been taken by an earlier attempt.
 
         Returns:
             As `count`.
         """
-        token, now = uuid(), time.time()
+        token, now = token or new_token(), time.time()
         values = {
             "chord": group_id,
             "task": part.task_id,
             "payload": part.payload,
             "token": token,
             "now": now,
-            "until": now + CLAIM_SECONDS,
+            "until": now + model.CLAIM_SECONDS,
         }
         with self._transaction(is_one_statement=True) as connection:
             if connection.dialect.name == "postgresql":
@@ -350,65 +393,66 @@ class DatabaseLedger:
             # Counted before, or its chord was closed just after it had been seen.
             member = {key: values[key] for key in ("chord", "task")}
             connection.execute(self.tables.remove_orphan, member)
+            counted = self._read_claimed(connection, values)
         return counted
+
+    def _read_claimed(self, connection: Any, values: dict[str, Any]) -> Any:
+        claimed = {key: values[key] for key in ("chord", "token")}
+        return connection.execute(self.tables.read_claimed, claimed).one_or_none()
 
     def _count(self, connection: Any, values: dict[str, Any], store: Any) -> Any:
         tables = self.tables
         if store is not None:
             connection.execute(*store)
-        this = {"chord": values["chord"]}
-        member = {**this, "task": values["task"]}
+        member = {key: values[key] for key in ("chord", "task")}
         insert = tables.insert_member[connection.dialect.name]
         if not connection.execute(insert, {**member, "payload": values["payload"]}).rowcount:
-            return None
+            return self._read_claimed(connection, values)
         claim = {key: values[key] for key in ("chord", "token", "now", "until")}
         if not connection.execute(tables.count, claim).rowcount:
             # A chord that is not here, or has ended.
             connection.execute(tables.remove_member, member)
             return None
-        read = {**this, "token": values["token"]}
-        return connection.execute(tables.read_claimed, read).one()
+        return self._read_claimed(connection, values)
 
     def read(self, group_id: str) -> Record | None:
-        """Return what is known of a live chord; None for one that has ended, or is unknown."""
-        rows = self._read(self._read_record, group_id)
-        return Record(*rows[0]) if rows else None
-
-    @property
-    def _read_record(self) -> Any:
         chord = self.tables.chord.c
-        return self.tables.read_chord(
-            chord.size, chord.returned, chord.progressed, chord.claimed_until
-        )
+        columns = (chord.id, chord.size, chord.returned, chord.created, chord.progressed)
+        statement = self.tables.read_chord(*columns, chord.claimed_until, chord.header, chord.body)
+        rows = self._read(statement, group_id)
+        if not rows:
+            return None
+        *known, header, body = rows[0]
+        return Record(*known, unpack(header), body)  # type: ignore[call-arg]
 
-    def look(
-        self, group_id: str, task_ids: Sequence[str], quiet_since: float
-    ) -> tuple[Record | None, list[str]]:
-        """Return what `read` does, and which of `task_ids` are done although nobody counted them.
-
-        Nobody looks for those while somebody ends the chord, or when there was progress after
-        `quiet_since` (Unix time).
-        """
+    def uncounted(self, record: Record, header: Header) -> list[StoredResult]:
         task, member = self.backend.task_cls.__table__.c, self.tables.member.c
         is_uncounted = task.status.in_(sorted(states.READY_STATES)) & task.task_id.not_in(
-            sa.select(member.task_id).where(member.chord_id == group_id)
+            sa.select(member.task_id).where(member.chord_id == record.group_id)
         )
+        columns = (task.task_id, task.status)
 
-        def look_at_chord() -> tuple[Record | None, list[str]]:
+        def look_for_results() -> list[StoredResult]:
+            found: list[StoredResult] = []
             with self._session() as session:
-                row = session.execute(self._read_record, {"chord": group_id}).one_or_none()
-                if row is None:
-                    return None, []
-                record, done = Record(*row), []
-                if record.progressed <= quiet_since and record.claimed_until <= time.time():
-                    for chunk in backends.chunks(task_ids):
-                        statement = sa.select(task.task_id).where(
-                            task.task_id.in_(chunk), is_uncounted
-                        )
-                        done += session.execute(statement).scalars()
-                return record, done
+                for chunk in backends.chunks(list(leaf_ids(header))):
+                    statement = sa.select(*columns).where(task.task_id.in_(chunk), is_uncounted)
+                    found += [
+                        StoredResult(id_, state, None) for id_, state in session.execute(statement)
+                    ]
+            return found
 
-        return self._retried(look_at_chord)
+        return self._retried(look_for_results)
+
+    def collect(self, claim: Claim) -> tuple[Header, dict[str, StoredResult]]:
+        header = claim.header or []
+        ids = list(leaf_ids(header))
+        results = backends.read_results(self.backend, ids)
+        ready = {id_: result for id_, result in results.items() if result.is_ready}
+        if len(ready) < len(set(ids)):
+            for task_id, payload in self.payloads(claim.group_id).items():
+                ready[task_id] = StoredResult(task_id, *self.backend.decode(payload))
+        return header, ready
 
     def counted(self, group_id: str) -> set[str]:
         """Return the ids of the members that were counted."""
@@ -419,10 +463,9 @@ class DatabaseLedger:
         return dict(self._read(self.tables.read_payloads, group_id))
 
     def claim(self, group_id: str) -> Claim | None:
-        """Claim a chord; None when it is not there or somebody else ends it."""
-        token = uuid()
+        token = new_token()
         now = time.time()
-        values = {"chord": group_id, "token": token, "now": now, "until": now + CLAIM_SECONDS}
+        values = {"chord": group_id, "token": token, "now": now, "until": now + model.CLAIM_SECONDS}
 
         def claim_chord() -> Claim | None:
             with self._transaction() as connection:
@@ -435,19 +478,21 @@ class DatabaseLedger:
 
         return self._retried(claim_chord)
 
+    def renew(self, claim: Claim) -> bool:
+        until = time.time() + model.CLAIM_SECONDS
+        return self._write(self.tables.renew, claim.group_id, token=claim.token, until=until)
+
     def release(self, claim: Claim) -> None:
-        """Give a claim back."""
+        self._write(self.tables.release, claim.group_id, token=claim.token, now=time.time())
 
-        def release_chord() -> None:
-            with self._transaction() as connection:
-                values = {"chord": claim.group_id, "token": claim.token}
-                connection.execute(self.tables.release, values)
-
-        self._retried(release_chord)
+    def release_all(self) -> int:
+        claimed = self._select(self.tables.find_claimed, {"now": time.time()})
+        mine = [Claim(i, token, None) for i, token in claimed if token.startswith(model.owner)]
+        for claim in mine:
+            self.release(claim)
+        return len(mine)
 
     def close(self, group_id: str) -> None:
-        """Forget a chord that has ended."""
-
         def close_chord() -> None:
             with self._transaction() as connection:
                 connection.execute(self.tables.remove_members, {"chord": group_id})
@@ -461,22 +506,37 @@ class DatabaseLedger:
         if not self.is_usable():
             return 0
 
-        def read() -> list[Any]:
-            with self._session() as session:
-                statement = self.tables.find_abandoned
-                return list(session.execute(statement, {"before": before}).scalars())
-
-        abandoned = self._retried(read)
-        for group_id in abandoned:
+        abandoned = self._select(self.tables.find_abandoned, {"before": before})
+        for (group_id,) in abandoned:
             self.close(group_id)
         return len(abandoned)
 
+    def take_due(self, now: float, until: float, limit: int) -> list[str]:
+        due = self._select(self.tables.find_due, {"now": now, "most": limit})
+        take = self.tables.take_due
+        return [id_ for id_, seen in due if self._write(take, id_, seen=seen, until=until)]
+
+    def look_again(self, group_id: str, due: float) -> None:
+        self._write(self.tables.look_again, group_id, until=due)
+
     def _read(self, statement: Any, group_id: str) -> list[tuple[Any, ...]]:
+        return self._select(statement, {"chord": group_id})
+
+    def _select(self, statement: Any, values: dict[str, Any]) -> list[tuple[Any, ...]]:
         def read_ledger() -> list[tuple[Any, ...]]:
             with self._session() as session:
-                return [tuple(row) for row in session.execute(statement, {"chord": group_id})]
+                return [tuple(row) for row in session.execute(statement, values)]
 
         return self._retried(read_ledger)
+
+    def _write(self, statement: Any, group_id: str, **values: Any) -> bool:
+        """Change one chord's row; tell whether there was one to change."""
+
+        def write_ledger() -> bool:
+            with self._transaction(is_one_statement=True) as connection:
+                return bool(connection.execute(statement, {"chord": group_id, **values}).rowcount)
+
+        return self._retried(write_ledger)
 
     def _retried(self, operation: Callable[[], T]) -> T:
         try:

@@ -3,29 +3,72 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import uuid4
 
-__all__ = ("CLAIM_SECONDS", "Claim", "Header", "Part", "Record", "leaf_ids", "pack", "unpack")
+from celery.canvas import maybe_signature
+from kombu import serialization
+from kombu.utils.encoding import ensure_bytes
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from ..backends import StoredResult
+
+__all__ = (
+    "CLAIM_SECONDS",
+    "Claim",
+    "Header",
+    "Ledger",
+    "Part",
+    "Record",
+    "header_of",
+    "leaf_ids",
+    "new_owner",
+    "new_token",
+    "pack",
+    "pack_body",
+    "unpack",
+    "unpack_body",
+)
 
 #: The ids of a header's members in header order; a nested list for a member that is a
 #: group of results (a chain that ends in a group).
 Header = Sequence[Any]
 
-#: Seconds for which the one who ends a chord keeps others from doing so.
+#: Seconds for which the one who ends a chord keeps others from doing so, unless it is renewed.
 CLAIM_SECONDS = 60.0
+
+#: How many characters of a token say whose it is.
+OWNER_LENGTH = 12
+
+
+def new_owner() -> str:
+    """Return what the tokens of a worker begin with."""
+    return uuid4().hex[:OWNER_LENGTH]
+
+
+#: Whose tokens this process makes: its own, or those of the worker that it is a child of.
+owner = new_owner()
 
 
 @dataclass(frozen=True)
 class Part:
     """A member that is done.
 
-    ``payload`` is its result, encoded, where the result backend does not store it.
+    Attributes:
+        task_id: The member.
+        payload: Its result, encoded, where the ledger has to keep it.
+        index: Its place in the header.
+        is_recounted: Whether it was made from its stored result.
     """
 
     task_id: str
     payload: bytes | None = None
+    index: str = ""
+    is_recounted: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,31 +76,124 @@ class Record:
     """A live chord.
 
     Attributes:
-        size: How many members it has; None until all of a generator's are known.
+        group_id: The id of its header.
+        size: How many members it has; None until the last one is about to be sent.
         returned: How many of them are done, each counted once.
-        progressed: When the last one was counted, or the chord started (Unix time).
-        claimed_until: Until when somebody ends the chord (Unix time); 0: nobody does.
+        created: When it started (Unix time).
+        progressed: When the last member was counted, or it started (Unix time).
+        claimed_until: Until when somebody ends it, or ended it and died (Unix time); 0: nobody.
+        header: The members' ids; None where those of a generator are not known yet.
+        body: The packed signature of the body.
+        is_over: Whether its parts are gone: a worker without the patches has ended it.
     """
 
+    group_id: str
     size: int | None
     returned: int
+    created: float
     progressed: float
     claimed_until: float
+    header: Header | None
+    body: bytes | None
+    is_over: bool = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Tell whether all members were counted."""
+        return self.size is not None and self.returned >= self.size
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to end a chord, for :data:`CLAIM_SECONDS`.
+    """The right to end a chord, for :data:`CLAIM_SECONDS` or until it is renewed.
 
     Attributes:
         group_id: The chord.
         token: By which the ledger knows who has it.
-        header: The members' ids; empty where those of a generator never became known.
+        header: The members' ids; None where the ledger does not know them.
     """
 
     group_id: str
     token: str
-    header: Header
+    header: Header | None
+
+
+class Ledger(Protocol):
+    """Where live chords are counted. Methods raise what the driver raises after its retries."""
+
+    backend: Any
+
+    def open(
+        self,
+        group_id: str,
+        header: Header | None,
+        body: bytes | None,
+        due: float,
+        timeout: float | None,
+    ) -> None:
+        """Start to count a chord.
+
+        Arguments:
+            group_id: The id of the header.
+            header: The members' ids; None where they are not known yet.
+            body: The packed signature of the body.
+            due: When the watchdog looks at it for the first time (Unix time).
+            timeout: Seconds without progress after which it is settled; None: never.
+        """
+
+    def set_header(self, group_id: str, header: Header) -> None:
+        """Tell the members of a chord that was opened without them."""
+
+    def add(self, group_id: str, header: Header) -> bool:
+        """Add members to a live chord; return False when it takes none."""
+
+    def part_of(self, request: Any, state: str, result: Any, *, is_ignored: bool) -> Part:
+        """Return the part that a task returns; `is_ignored`: its result is stored nowhere else."""
+
+    def part_from(self, result: StoredResult, index: int) -> Part:
+        """Return the part that somebody failed to return; `index` is its place in the header."""
+
+    def count(self, group_id: str, part: Part) -> Claim | None:
+        """Count a part, unless it was counted before.
+
+        Returns:
+            The claim on the chord when the part was the last one and nobody else ends it.
+        """
+
+    def read(self, group_id: str) -> Record | None:
+        """Return what is known of a live chord; None for one that has ended, or is unknown."""
+
+    def uncounted(self, record: Record, header: Header) -> list[StoredResult]:
+        """Return the ready results of members in `header` that nobody counted."""
+
+    def collect(self, claim: Claim) -> tuple[Header, Mapping[str, StoredResult]]:
+        """Return the members' ids, and the results of those that are ready."""
+
+    def claim(self, group_id: str) -> Claim | None:
+        """Claim a chord; None when it is not there or somebody else ends it."""
+
+    def renew(self, claim: Claim) -> bool:
+        """Keep a claim for another :data:`CLAIM_SECONDS`; False when somebody else has it."""
+
+    def release(self, claim: Claim) -> None:
+        """Give a claim back."""
+
+    def release_all(self) -> int:
+        """Give back the claims of this worker and its children; return how many."""
+
+    def close(self, group_id: str) -> None:
+        """Forget a chord that has ended."""
+
+    def take_due(self, now: float, until: float, limit: int) -> list[str]:
+        """Return up to `limit` chords that are due; keep others from looking before `until`."""
+
+    def look_again(self, group_id: str, due: float) -> None:
+        """Have the watchdog look at a live chord again at `due` (Unix time)."""
+
+
+def new_token() -> str:
+    """Return a token for a claim, which begins with the :data:`owner`."""
+    return owner + uuid4().hex[: 36 - OWNER_LENGTH]
 
 
 def leaf_ids(header: Header) -> Iterator[str]:
@@ -69,12 +205,43 @@ def leaf_ids(header: Header) -> Iterator[str]:
             yield from leaf_ids(item)
 
 
+def header_of(results: Sequence[Any]) -> list[Any]:
+    """Return the ids of Celery's result objects, nested as they are."""
+    return [
+        header_of(result.results) if getattr(result, "results", None) is not None else result.id
+        for result in results
+    ]
+
+
 def pack(header: Header) -> str:
     """Return `header` as text."""
     return json.dumps(header, separators=(",", ":"))
 
 
-def unpack(text: str | None) -> list[Any]:
+def unpack(text: str | bytes | None) -> list[Any] | None:
     """Return the header that `pack` made `text` of."""
-    header: list[Any] = json.loads(text) if text else []
-    return header
+    return json.loads(text) if text else None
+
+
+def pack_body(app: Celery, body: Mapping[str, Any]) -> bytes:
+    """Return the signature `body` as bytes, in the app's task serializer.
+
+    Raises:
+        kombu.exceptions.EncodeError: It cannot be serialized; neither can the header's messages.
+    """
+    *kind, data = serialization.dumps(body, app.conf.task_serializer)  # type: ignore[no-untyped-call]
+    packed: bytes = json.dumps(kind).encode() + b"\n" + ensure_bytes(data)  # type: ignore[no-untyped-call]
+    return packed
+
+
+def unpack_body(app: Celery, packed: bytes) -> Any:
+    """Return the signature that `pack_body` made `packed` of.
+
+    Raises:
+        kombu.exceptions.ContentDisallowed: The app does not accept its serializer.
+    """
+    kind, _, data = bytes(packed).partition(b"\n")
+    content_type, encoding = json.loads(kind)
+    accept = serialization.prepare_accept_content(app.conf.accept_content)  # type: ignore[no-untyped-call]
+    body = serialization.loads(data, content_type, encoding, accept=accept)  # type: ignore[no-untyped-call]
+    return maybe_signature(body, app=app)

@@ -21,6 +21,7 @@ ORDER = (
     "results.tolerated_parents",
     "results.linear_waiting",
     "redis.tolerant_parts",
+    "redis.counted_parts",
     "database.tolerant_unlock",
     "database.bounded_unlock",
     "database.atomic_results",

@@ -408,7 +408,7 @@ class TestSafetyNet:
         group_id, ledger = result.parent.id, DatabaseLedger(with_fix.app.backend)
         wait_until_forgotten(with_fix, group_id)
         ids = [member.id for member in result.parent]
-        ledger.open(group_id, ids)
+        ledger.open(group_id, ids, None, time.time() + 60, None)
         execute(
             with_fix,
             "UPDATE chordguard_chord SET returned = size, claimed_until = 1 WHERE id = :id",
@@ -449,12 +449,12 @@ class TestTroubles:
     def test_cleanup_forgets_abandoned_chords_and_no_others(self, with_fix):
         ledger = DatabaseLedger(with_fix.app.backend)
         for group_id in ("abandoned", "younger"):
-            ledger.open(group_id, ["1", "2"])
+            ledger.open(group_id, ["1", "2"], None, time.time() + 60, None)
             ledger.count(group_id, Part("1"))
         execute(
             with_fix,
             "UPDATE chordguard_chord SET progressed = :then WHERE id = 'abandoned'",
-            then=time.time() - with_fix.app.conf.result_expires - 1,
+            then=time.time() - 2 * with_fix.app.conf.result_expires - 1,
         )
 
         with_fix.app.backend.cleanup()

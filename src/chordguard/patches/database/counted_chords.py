@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 from celery import states
 
-from ... import completion, counting
+from ... import completion, counting, starting, watchdog
 from ..._patch import Patch, celery_5_5
 from ...polling import Poll
 
@@ -44,24 +43,10 @@ class _Start:
     options: dict[str, Any]
 
 
-class _Run:
-    """One run of `_chord.run`: the group that is its header, and what is to be told later."""
-
-    def __init__(self, header: Any) -> None:
-        self.header = header
-        self.start: _Start | None = None
-
-
-_innermost: ContextVar[_Run | None] = ContextVar("chordguard_run", default=None)
-
-
 @patch.wraps("celery.canvas", "_chord.run")
 def run(wrapped: Any, chord: Any, args: Any, kwargs: Any) -> Any:
-    token = _innermost.set(_Run(args[0] if args else kwargs["header"]))
-    try:
+    with starting.running(args[0] if args else kwargs["header"]):
         return wrapped(*args, **kwargs)
-    finally:
-        _innermost.reset(token)
 
 
 @patch.wraps("celery.backends.database", "DatabaseBackend.apply_chord")
@@ -70,10 +55,9 @@ def apply_chord(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
     ledger = counting.ledger_of(backend)
     if ledger is None:
         return wrapped(*args, **kwargs)
-    run = _run_of(group_id) if _is_lazy(results) else None
-    header = completion.header_of(results) if run is None else None
+    run = starting.run_of(group_id) if starting.is_lazy(results) else None
     try:
-        ledger.open(group_id, header)
+        starting.open_chord(ledger, group_id, results, body)
     except Exception:  # noqa: BLE001 - it is logged
         counting.warn_once("Chord %s is polled: it cannot be counted", group_id)
         return wrapped(*args, **kwargs)
@@ -82,14 +66,14 @@ def apply_chord(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
         _send_unlock(backend, group_id, start)
     else:
         run.start = start
-        run.header.tasks = _each_frozen(run.header.tasks, results)
+        run.header.tasks = starting.each_frozen(run.header.tasks, results)
     return None
 
 
 @patch.wraps("celery.backends.database", "DatabaseBackend.set_chord_size")
 def set_chord_size(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
     group_id = args[0] if args else kwargs["group_id"]
-    run = _run_of(group_id)
+    run = starting.run_of(group_id)
     if run is None or run.start is None:
         return wrapped(*args, **kwargs)
     start, run.start = run.start, None
@@ -128,7 +112,7 @@ def store_result(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
     if part.is_counted:
         _counted.set(part.key)
     if part.claim is not None:
-        _end(backend, ledger, part.claim, request)
+        counting.end_from_part(ledger, part.claim, request.chord)
     return stored
 
 
@@ -139,16 +123,8 @@ def on_chord_part_return(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> 
     if not _is_member(request) or _counted.get() == (request.group, request.id):
         return
     ledger = counting.ledger_of(backend)
-    if ledger is None:
-        return
-    try:
-        claim = ledger.count(request.group, counting.part_of(backend, request, state, result))
-    except Exception:  # noqa: BLE001 - it is logged
-        # The task itself did well. The safety net finds its result.
-        counting.warn_once("Chord %s may end late: a part could not be counted", request.group)
-        return
-    if claim is not None:
-        _end(backend, ledger, claim, request)
+    if ledger is not None:
+        counting.count(ledger, request, state, result)
 
 
 @patch.wraps("celery.backends.database", "DatabaseBackend.add_to_chord")
@@ -172,7 +148,7 @@ def cleanup(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
     if ledger is None or not backend.expires:
         return
     try:
-        ledger.forget_abandoned(time.time() - backend.expires.total_seconds())
+        ledger.forget_abandoned(time.time() - 2 * backend.expires.total_seconds())
     except Exception:  # noqa: BLE001 - it is logged
         counting.warn_once("Abandoned chords are not forgotten")
 
@@ -202,7 +178,7 @@ def unlock_chord(wrapped: Any, task: Any, args: Any, kwargs: Any) -> Any:
     if ledger is None:
         return wrapped(*args, **kwargs)
     try:
-        delay = counting.answer(poll, ledger)
+        delay = _look(poll, ledger)
     except Exception:
         logger.warning("Chord %s is looked at later", poll.group_id, exc_info=True)
         delay = counting.first_delay(task.app, poll.body)
@@ -213,16 +189,23 @@ def unlock_chord(wrapped: Any, task: Any, args: Any, kwargs: Any) -> Any:
     return None
 
 
+def _look(poll: Poll, ledger: Any) -> float | None:
+    """Look at the chord for its safety net; return the seconds until the next look, if any."""
+    pace = poll.asked_delay
+    if pace is None:
+        pace = counting.next_delay(poll.app, poll.retries, poll.body)
+    return watchdog.look(
+        ledger,
+        poll.group_id,
+        header=poll.header.header,
+        body=poll.body,
+        why_settle=poll.why_settle(0.0),
+        pace=pace,
+    )
+
+
 def _is_member(request: Any) -> bool:
     return request is not None and bool(request.chord and request.group and request.id)
-
-
-def _end(backend: Any, ledger: Any, claim: Any, request: Any) -> None:
-    try:
-        counting.end(backend.app, ledger, claim, request.chord)
-    except Exception:
-        # The claim expires; then the safety net ends the chord.
-        logger.exception("Chord %s ends late: it could not be ended", claim.group_id)
 
 
 def _send_unlock(backend: Any, group_id: str, start: _Start) -> None:
@@ -232,35 +215,6 @@ def _send_unlock(backend: Any, group_id: str, start: _Start) -> None:
     options[_TASK_ID] = counting.unlock_id(group_id)
     header = backend.app.GroupResult(group_id, list(start.results))
     backend.fallback_chord_unlock(header, start.body, countdown=countdown, **options)
-
-
-def _run_of(group_id: str) -> _Run | None:
-    """Return the run that starts the chord, if it is the innermost."""
-    run = _innermost.get()
-    return run if run is not None and run.header.options.get("task_id") == group_id else None
-
-
-def _is_lazy(results: Any) -> bool:
-    """Tell whether `results` come from a generator."""
-    from celery.utils.functional import _regen
-
-    return isinstance(results, _regen)
-
-
-def _each_frozen(tasks: Any, results: Any) -> Any:
-    """Return the tasks of a lazy header, each frozen before it is taken to be sent.
-
-    The results are lazy, too: taking one freezes its task.
-    """
-    from celery.utils.functional import regen
-
-    def pull() -> Iterator[Any]:
-        freezing = iter(results)
-        for task in tasks:
-            next(freezing, None)
-            yield task
-
-    return regen(pull())
 
 
 def _arguments_of_apply(

@@ -1,0 +1,18 @@
+-- Claim a live chord; return its header.
+local j, s, c, record, due = unpack(KEYS)
+local group_id, token, now, claim_seconds = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+
+local is_recorded = redis.call('EXISTS', record) == 1
+if not is_recorded and redis.call('EXISTS', j, s) == 0 then
+    return false
+end
+if not redis.call('SET', c, token, 'NX', 'EX', claim_seconds) and redis.call('GET', c) ~= token then
+    return false
+end
+if not is_recorded then
+    return {}
+end
+local claimed_until = string.format('%.3f', tonumber(now) + claim_seconds)
+redis.call('HSET', record, 'claimed_until', claimed_until)
+be_due(due, group_id, claimed_until)
+return {redis.call('HGET', record, 'header')}

@@ -1,0 +1,265 @@
+"""The ledger of a Redis result backend: Celery's own keys, a hash for each chord, an index.
+
+Parts are counted on the keys that Celery counts them on, so that workers without the patches,
+and of other versions, share a chord. Each operation is one round trip: a script, or a pipeline.
+The hash, which is there only if the chord was started with the patches, holds what Celery keeps
+nowhere; the sorted set of what is due tells the watchdog which chords to look at. Every key
+expires; a live chord's keys live on with each part and each look.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import cache
+from hashlib import sha1
+from importlib.resources import files
+from typing import Any
+
+from kombu.utils.encoding import bytes_to_str, ensure_bytes
+
+from .. import backends
+from ..backends import StoredResult
+from . import model
+from .model import Claim, Header, Ledger, Part, Record, header_of, leaf_ids, new_token, pack, unpack
+
+__all__ = ("RedisLedger",)
+
+#: Seconds for which a late part finds that its chord has ended.
+DONE_SECONDS = 300
+
+#: Seconds for which the keys of a chord outlive the time after which it is settled.
+SPARE_SECONDS = 3600
+
+#: Seconds after which the keys of a chord that is never settled expire, unless it is looked at.
+LONGEST_SECONDS = 30 * 86400
+
+_FIELDS = ("size", "created", "progressed", "claimed_until", "header", "body", "seen", "lifetime")
+
+
+class RedisLedger(Ledger):
+    """The live chords of one Redis result backend; see :class:`.model.Ledger`.
+
+    Arguments:
+        backend: Celery's `RedisBackend`, whose client and retry policy are used.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+
+    def open(
+        self,
+        group_id: str,
+        header: Header | None,
+        body: bytes | None,
+        due: float,
+        timeout: float | None,
+    ) -> None:
+        keys = self._keys(group_id, ".c", "record", "due")
+        lifetime = int(timeout + SPARE_SECONDS) if timeout else LONGEST_SECONDS
+        text = "" if header is None else pack(header)
+        self._run("open", keys, group_id, time.time(), due, lifetime, text, body or "")
+
+    def set_size(self, group_id: str, size: int, header: Header | None = None) -> None:
+        """Tell how many members a chord has, and which where it was opened without them."""
+        text = "" if header is None else pack(header)
+        keys = self._keys(group_id, ".t", ".s", ".c", "record")
+        self._run("size", keys, size, _expires(self.backend), text)
+
+    def set_header(self, group_id: str, header: Header) -> None:
+        self.set_size(group_id, len(set(leaf_ids(header))), header)
+
+    def add(self, group_id: str, header: Header) -> bool:
+        keys = self._keys(group_id, ".t", ".d", ".c", "record")
+        size, expires = len(list(leaf_ids(header))), _expires(self.backend)
+        return bool(self._run("add", keys, size, pack(header), expires))
+
+    def part_of(self, request: Any, state: str, result: Any, *, is_ignored: bool) -> Part:
+        index = "+inf" if request.group_index is None else str(request.group_index)
+        encoded = self.backend.encode_result(result, state)
+        return Part(request.id, self.backend.encode([1, request.id, state, encoded]), index)
+
+    def part_from(self, result: StoredResult, index: int) -> Part:
+        part = [1, result.task_id, result.state, result.value]
+        return Part(result.task_id, self.backend.encode(part), str(index), is_recounted=True)
+
+    def count(self, group_id: str, part: Part) -> Claim | None:
+        token = new_token()
+        names = (".j", ".t", ".s", ".d", ".c", "", "record", "due")
+        answer = self._run(
+            "count",
+            self._keys(group_id, *names),
+            group_id,
+            part.task_id,
+            part.payload,
+            part.index,
+            int(part.is_recounted),
+            int(self.backend._chord_zset),
+            _expires(self.backend),
+            getattr(self.backend, "_chord_result_expires", None) or 0,
+            time.time(),
+            token,
+            _whole(model.CLAIM_SECONDS),
+        )
+        if bytes_to_str(answer[0]) != "claimed":  # type: ignore[no-untyped-call]
+            return None
+        return Claim(group_id, token, unpack(answer[1]) if len(answer) > 1 else None)
+
+    def read(self, group_id: str) -> Record | None:
+        record, j, s, t, c = self._keys(group_id, "record", ".j", ".s", ".t", ".c")
+        with self.backend.client.pipeline(transaction=False) as pipe:
+            pipe.hmget(record, _FIELDS)
+            (pipe.zcard if self.backend._chord_zset else pipe.llen)(j)
+            pipe.exists(s)
+            pipe.get(t)
+            pipe.get(c)
+            pipe.pttl(c)
+            fields, returned, is_sized, added, claimed_by, claimed_for = self.backend.ensure(
+                pipe.execute, ()
+            )
+        known = dict(zip(_FIELDS, fields, strict=True))
+        if known["lifetime"] is None:
+            return None
+        now = time.time()
+        seen = int(known["seen"] or 0)
+        progressed = float(known["progressed"])
+        header = unpack(known["header"])
+        is_over = claimed_by in (b"done", "done")
+        if not is_over and not is_sized and known["size"] is not None:
+            # They deleted the parts, and the size.
+            is_over = returned < seen or (returned < int(known["size"]) and self._are_ready(header))
+        if returned != seen and not is_over:
+            if returned > seen:
+                # Workers without the patches have counted it.
+                progressed = now
+            self._run("note", [record], progressed, returned)
+        claimed_until = float(known["claimed_until"] or 0)
+        if is_over:
+            claimed_until = 0.0
+        elif claimed_for > 0:
+            claimed_until = now + claimed_for / 1000
+        return Record(
+            group_id,
+            None if known["size"] is None else int(known["size"]) + int(added or 0),
+            returned,
+            float(known["created"]),
+            progressed,
+            claimed_until,
+            header,
+            None if known["body"] is None else ensure_bytes(known["body"]),  # type: ignore[no-untyped-call]
+            is_over=is_over,
+        )
+
+    def uncounted(self, record: Record, header: Header) -> list[StoredResult]:
+        counted = {part.task_id for part in self._parts(record.group_id)}
+        ids = [task_id for task_id in leaf_ids(header) if task_id not in counted]
+        return [r for r in backends.read_results(self.backend, ids).values() if r.is_ready]
+
+    def collect(self, claim: Claim) -> tuple[Header, dict[str, StoredResult]]:
+        parts = self._parts(claim.group_id)
+        results = {part.task_id: part for part in parts}
+        header = claim.header
+        if header is None:
+            saved = self.backend.restore_group(claim.group_id)
+            header = [part.task_id for part in parts] if saved is None else header_of(saved.results)
+        missing = [task_id for task_id in leaf_ids(header) if task_id not in results]
+        found = backends.read_results(self.backend, missing)
+        results.update((id_, result) for id_, result in found.items() if result.is_ready)
+        return header, results
+
+    def claim(self, group_id: str) -> Claim | None:
+        token = new_token()
+        keys = self._keys(group_id, ".j", ".s", ".c", "record", "due")
+        now, seconds = time.time(), _whole(model.CLAIM_SECONDS)
+        answer = self._run("claim", keys, group_id, token, now, seconds)
+        if answer is None:
+            return None
+        return Claim(group_id, token, unpack(answer[0]) if answer else None)
+
+    def renew(self, claim: Claim) -> bool:
+        return self._renew(claim, _whole(model.CLAIM_SECONDS))
+
+    def release(self, claim: Claim) -> None:
+        self._renew(claim, 0)
+
+    def release_all(self) -> int:
+        now = time.time()
+        (due,) = self._keys("", "due")
+        live = self.backend.ensure(
+            self.backend.client.zrangebyscore, (due, now, now + model.CLAIM_SECONDS + 1)
+        )
+        ids = [bytes_to_str(group_id) for group_id in live]  # type: ignore[no-untyped-call]
+        released = 0
+        for chunk in backends.chunks(ids):
+            keys = [self._keys(group_id, ".c")[0] for group_id in chunk]
+            tokens = self.backend.ensure(self.backend.mget, (keys,))
+            for group_id, token in zip(chunk, tokens, strict=True):
+                text = bytes_to_str(token or b"")  # type: ignore[no-untyped-call]
+                if text.startswith(model.owner):
+                    released += self._renew(Claim(group_id, text, None), 0)
+        return released
+
+    def close(self, group_id: str) -> None:
+        keys = self._keys(group_id, ".j", ".t", ".s", ".d", ".c", "record", "due")
+        # From 5.7 on Celery asks for the mark itself.
+        is_marked = hasattr(self.backend, "_chord_cleanup_script")
+        self._run("close", keys, group_id, DONE_SECONDS, int(is_marked))
+
+    def take_due(self, now: float, until: float, limit: int) -> list[str]:
+        taken = self._run("due", self._keys("", "due"), now, until, limit)
+        return [bytes_to_str(group_id) for group_id in taken]  # type: ignore[no-untyped-call]
+
+    def look_again(self, group_id: str, due: float) -> None:
+        keys = self._keys(group_id, "due", "record", ".j", ".t", ".s", ".d", "")
+        self._run("look", keys, group_id, due)
+
+    def _are_ready(self, header: Header | None) -> bool:
+        ids = list(leaf_ids(header or ()))
+        return bool(ids) and len(backends.ready_states(self.backend, ids)) == len(set(ids))
+
+    def _renew(self, claim: Claim, seconds: int) -> bool:
+        keys = self._keys(claim.group_id, ".c", "record", "due")
+        return bool(self._run("renew", keys, claim.group_id, claim.token, time.time(), seconds))
+
+    def _parts(self, group_id: str) -> list[StoredResult]:
+        """Read the parts that were counted, in header order where Celery keeps it."""
+        client = self.backend.client
+        read = client.zrange if self.backend._chord_zset else client.lrange
+        stored = self.backend.ensure(read, (*self._keys(group_id, ".j"), 0, -1))
+        parts = (self.backend.decode(part) for part in stored)
+        return [StoredResult(id_, state, value) for _, id_, state, value in parts]
+
+    def _keys(self, group_id: str, *names: str) -> list[Any]:
+        """Return keys of a chord; "record" and "due" are the ledger's, the others Celery's."""
+        key = self.backend.get_key_for_group
+        ours = {"record": (group_id, ".chordguard"), "due": ("chordguard", ".due")}
+        return [key(*ours.get(name, (group_id, name))) for name in names]
+
+    def _run(self, name: str, keys: Sequence[Any], *values: Any) -> Any:
+        return self.backend.ensure(self._run_once, (name, keys, values))
+
+    def _run_once(self, name: str, keys: Sequence[Any], values: Sequence[Any]) -> Any:
+        text, digest = _script(name)
+        client = self.backend.client
+        try:
+            return client.evalsha(digest, len(keys), *keys, *values)
+        except self.backend.redis.exceptions.NoScriptError:
+            return client.eval(text, len(keys), *keys, *values)
+
+
+@cache
+def _script(name: str) -> tuple[str, str]:
+    """Return the text and the digest of a script."""
+    folder = files(__package__) / "lua"
+    parts = (folder / f"{part}.lua" for part in ("prelude", name))
+    text = "".join(part.read_text(encoding="utf-8") for part in parts)
+    return text, sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def _expires(backend: Any) -> int:
+    """Return after how many seconds the keys of a chord that has no record expire."""
+    return int(getattr(backend, "chord_expires", backend.expires) or LONGEST_SECONDS)
+
+
+def _whole(seconds: float) -> int:
+    return max(1, round(seconds))

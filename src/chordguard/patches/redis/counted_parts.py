@@ -1,0 +1,106 @@
+"""A chord hangs, runs early or leaves its keys behind when something goes wrong (Redis).
+
+`RedisBackend.on_chord_part_return` counts a part without retrying what fails, counts one that
+comes twice again (to 5.6), drops one that finds no size, and dies with its claim on the chord;
+keys stay behind. Here one script counts, on Celery's own keys, and who counts the last part
+ends the chord through `completion.finish`; the ledger lets the watchdog find what went wrong.
+https://github.com/celery/celery/issues/4412 https://github.com/celery/celery/issues/3363
+https://github.com/celery/celery/issues/5237 https://github.com/celery/celery/issues/4660
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ... import counting, starting
+from ..._patch import Patch
+from ...ledger.model import header_of
+
+patch = Patch(
+    name="counted_parts",
+    defects=("B4", "B6", "B8", "B11", "D1"),
+    symptom="Redis: parts that are lost, counted twice or too late, chords that hang for it",
+    driver="redis",
+)
+
+
+@patch.wraps("celery.canvas", "_chord.run")
+def run(wrapped: Any, chord: Any, args: Any, kwargs: Any) -> Any:
+    with starting.running(args[0] if args else kwargs["header"]):
+        return wrapped(*args, **kwargs)
+
+
+@patch.wraps("celery.backends.redis", "RedisBackend.apply_chord")
+def apply_chord(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
+    wrapped(*args, **kwargs)
+    (group_id, results), body = _arguments_of_apply(*args, **kwargs)
+    ledger = counting.ledger_of(backend)
+    if ledger is None:
+        return
+    try:
+        starting.open_chord(ledger, group_id, results, body)
+    except Exception:  # noqa: BLE001 - it is logged
+        counting.warn_once("Chord %s is not looked after: it is not in the ledger", group_id)
+        return
+    run = starting.run_of(group_id)
+    if run is not None and starting.is_lazy(results):
+        run.start = results
+        run.header.tasks = starting.each_frozen(run.header.tasks, results)
+
+
+@patch.wraps("celery.backends.redis", "RedisBackend.set_chord_size")
+def set_chord_size(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
+    group_id, size = _arguments_of_size(*args, **kwargs)
+    ledger = counting.ledger_of(backend)
+    run = starting.run_of(group_id)
+    if ledger is None:
+        wrapped(*args, **kwargs)
+    elif run is None or run.start is None:
+        ledger.set_size(group_id, size)
+    else:
+        results, run.start = run.start, None
+        # The last member is about to be sent: reading all of them holds nothing up any more.
+        ledger.set_size(group_id, size, header_of(results))
+
+
+@patch.wraps("celery.backends.redis", "RedisBackend.add_to_chord")
+def add_to_chord(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
+    group_id, result = _arguments_of_add(*args, **kwargs)
+    ledger = counting.ledger_of(backend)
+    if ledger is None:
+        wrapped(*args, **kwargs)
+    elif not ledger.add(group_id, header_of([result])):
+        raise RuntimeError(
+            f"chord {group_id} cannot take another member, it has ended: add members while one of "
+            "its own still runs"
+        )
+
+
+@patch.wraps("celery.backends.redis", "RedisBackend.on_chord_part_return")
+def on_chord_part_return(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
+    request, state, result = _arguments_of_part(*args, **kwargs)
+    if not request.group or not request.id:
+        return
+    ledger = counting.ledger_of(backend)
+    if ledger is None:
+        wrapped(*args, **kwargs)
+    else:
+        counting.count(ledger, request, state, result)
+
+
+def _arguments_of_apply(header_result_args: Any, body: Any, **_: Any) -> tuple[Any, Any]:
+    return header_result_args, body
+
+
+def _arguments_of_size(group_id: Any, chord_size: Any) -> tuple[Any, Any]:
+    return group_id, chord_size
+
+
+def _arguments_of_add(group_id: Any = None, result: Any = None, **_: Any) -> tuple[Any, Any]:
+    return group_id, result
+
+
+def _arguments_of_part(
+    request: Any, state: Any, result: Any = None, **_: Any
+) -> tuple[Any, Any, Any]:
+    return request, state, result

@@ -1,0 +1,152 @@
+"""Mend a chord: what the evidence of a diagnosis supports, and what somebody asks for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from . import counting, signals
+from .diagnosis import (
+    BODY_DONE,
+    CLAIM_EXPIRED,
+    MEMBER_LOST,
+    PART_LOST,
+    READY,
+    SIZE_MISSING,
+    Diagnosis,
+    diagnose,
+    ledger_of,
+)
+from .ledger.model import Ledger, leaf_ids
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ("Action", "actions_for", "carry_out", "repair")
+
+logger = logging.getLogger("chordguard")
+
+
+@dataclass(frozen=True)
+class Action:
+    """Something that mends a chord.
+
+    Attributes:
+        name: "fire", "recount", "fail-members", "abort" or "forget".
+        group_id: The chord.
+        reason: What it is done for, in a sentence.
+        is_done: Whether it was done; None: it was only asked for.
+    """
+
+    name: str
+    group_id: str
+    reason: str
+    is_done: bool | None = None
+
+
+def actions_for(diagnosis: Diagnosis) -> list[Action]:
+    """Return what mends the chord, as far as the evidence supports it."""
+    names = {
+        READY: "fire",
+        CLAIM_EXPIRED: "fire",
+        BODY_DONE: "forget",
+        PART_LOST: "recount",
+        MEMBER_LOST: "fail-members",
+        SIZE_MISSING: "fail-members",
+    }
+    name = names.get(diagnosis.kind)
+    if name is None or (diagnosis.kind == SIZE_MISSING and not diagnosis.is_overdue):
+        return []
+    if diagnosis.body is None and name != "forget":
+        return []
+    return [Action(name, diagnosis.group_id, diagnosis.reason)]
+
+
+def carry_out(ledger: Ledger, diagnosis: Diagnosis, action: Action) -> bool:
+    """Do what `action` says; return whether it was done, not left to somebody else."""
+    done = _ACTIONS[action.name](ledger, diagnosis)
+    if done:
+        logger.warning("Chord %s: %s, for %s", action.group_id, action.name, action.reason)
+        is_settled = action.name in ("fail-members", "abort")
+        signal = signals.chord_settled if is_settled else signals.chord_repaired
+        signal.send(
+            sender=ledger.backend.app,
+            group_id=action.group_id,
+            reason=action.reason,
+            action=action.name,
+        )
+    return done
+
+
+def repair(app: Celery, group_id: str, dry_run: bool = True) -> list[Action]:
+    """Mend a chord as far as the evidence supports it.
+
+    Arguments:
+        app: An app with the patches.
+        group_id: The id of the chord's header.
+        dry_run: Only tell what would be done.
+
+    Returns:
+        What was done, or would be.
+
+    Raises:
+        LedgerMissing: The app has no ledger, or it cannot be used.
+    """
+    diagnosis = diagnose(app, group_id)
+    actions = actions_for(diagnosis)
+    if dry_run:
+        return actions
+    ledger = ledger_of(app)
+    return [
+        Action(action.name, group_id, action.reason, carry_out(ledger, diagnosis, action))
+        for action in actions
+    ]
+
+
+def _fire(ledger: Ledger, diagnosis: Diagnosis, settled: str | None = None) -> bool:
+    claim = ledger.claim(diagnosis.group_id)
+    if claim is None:
+        return False
+    return counting.end(ledger, claim, diagnosis.body, settled=settled)
+
+
+def _fail_members(ledger: Ledger, diagnosis: Diagnosis) -> bool:
+    if diagnosis.is_overdue:
+        why = (
+            f"after {diagnosis.idle:.1f} seconds without progress "
+            f"(chord_timeout = {diagnosis.timeout:g})"
+        )
+    else:
+        why = f"since {diagnosis.reason}"
+    return _fire(ledger, diagnosis, settled=why)
+
+
+def _abort(ledger: Ledger, diagnosis: Diagnosis) -> bool:
+    return _fire(ledger, diagnosis, settled="by request")
+
+
+def _recount(ledger: Ledger, diagnosis: Diagnosis) -> bool:
+    index_of = {id_: index for index, id_ in enumerate(leaf_ids(diagnosis.header or ()))}
+    claim = None
+    for result in diagnosis.uncounted:
+        part = ledger.part_from(result, index_of[result.task_id])
+        claim = ledger.count(diagnosis.group_id, part) or claim
+    if claim is not None:
+        counting.end(ledger, claim, diagnosis.body)
+    return True
+
+
+def _forget(ledger: Ledger, diagnosis: Diagnosis) -> bool:
+    ledger.close(diagnosis.group_id)
+    return True
+
+
+_ACTIONS: dict[str, Callable[[Any, Diagnosis], bool]] = {
+    "fire": _fire,
+    "recount": _recount,
+    "fail-members": _fail_members,
+    "abort": _abort,
+    "forget": _forget,
+}

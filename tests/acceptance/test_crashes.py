@@ -1,0 +1,119 @@
+"""Whoever dies, wherever: the chord ends, with the right results, and its body runs once."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+from celery import chord
+from celery.exceptions import ChordError
+
+from chordguard import counting, tolerant
+from tests import faults, tasks
+from tests.app_factory import make_app
+from tests.harness import Stack, running_worker, state_and_value, wait_until
+
+BACKENDS = ["redis", "sqlite", "postgresql"]
+
+SETTINGS = {
+    "chord_watchdog_interval": 0.3,
+    "chord_unlock_first_delay": 1,
+    "task_acks_late": True,
+    "task_reject_on_worker_lost": True,
+}
+
+MEMBERS = 4
+
+
+@pytest.fixture
+def stack(servers, require, request):
+    kind = request.getfixturevalue("backend_kind")
+    require("redis", *({kind} & {"postgresql", "mysql"}))
+    stack = Stack(servers, kind, "redis")
+    yield stack
+    stack.close()
+
+
+@pytest.fixture
+def start_worker(stack):
+    """Run workers until the test is over, so that its report shows what they logged."""
+    with ExitStack() as workers:
+        yield lambda config, **options: workers.enter_context(running_worker(config, **options))
+
+
+def config_of(stack, **settings):
+    options = {**stack.config()["settings"].get("broker_transport_options", {})}
+    # Soon enough for a test, late enough for its tasks.
+    options["visibility_timeout"] = 4
+    return stack.config({**SETTINGS, "broker_transport_options": options, **settings})
+
+
+def is_forgotten(app, group_id):
+    return counting.ledger_of(app.backend).read(group_id) is None
+
+
+def wait_for(results, seconds=40):
+    wait_until(lambda: all(r.state in ("SUCCESS", "FAILURE") for r in results), seconds, "the end")
+
+
+@pytest.mark.parametrize("backend_kind", BACKENDS)
+@pytest.mark.parametrize(("step", "when"), faults.POINTS, ids=map("-".join, faults.POINTS))
+def test_chord_ends_although_its_ender_died(
+    stack, start_worker, backend_kind, step, when, record, tmp_path
+):
+    config = config_of(stack)
+    app = make_app(config, patched=True)
+    t = tasks.named(app)
+    kind = "redis" if backend_kind == "redis" else "database"
+    fatal = {
+        "backend": kind,
+        "points": [(step, when)],
+        "share": 1.0,
+        "most": 1,
+        "folder": str(tmp_path),
+    }
+    start_worker(config, claim_seconds=2, faults=fatal, concurrency=2)
+    body = t.collect.s(record=record.path)
+    result = chord([t.echo.s(i) for i in range(MEMBERS)], body).apply_async()
+    wait_for([result])
+    assert list(range(MEMBERS)) == result.result
+    wait_until(lambda: is_forgotten(app, result.parent.id), 20, "an empty ledger")
+
+    assert (tmp_path / "died-0").exists()
+    # Only a publish of which nobody knows is done again, by the same id.
+    assert record.count("body") in ((1, 2) if (step, when) == ("publish", "after") else (1,))
+
+
+@pytest.mark.parametrize("backend_kind", BACKENDS)
+class TestLostMembers:
+    def start(self, stack, start_worker, body_of=lambda body: body):
+        config = config_of(stack, task_acks_late=False, chord_timeout=3)
+        app = make_app(config, patched=True)
+        t = tasks.named(app)
+        worker = start_worker(config, concurrency=1)
+        canvas = chord([t.echo.s(1), t.slow.s(2, 30)], body_of(t.collect.s()))
+        result = canvas.apply_async()
+        started = result.parent.results[1].id
+        wait_until(lambda: f"[{started}] received" in worker.log_text(), what="the slow one")
+        wait_until(lambda: result.parent.results[0].state == "SUCCESS", what="the quick one")
+        worker.kill()
+        start_worker(config, concurrency=1)
+        wait_for([result], 15)
+        wait_until(lambda: is_forgotten(app, result.parent.id), what="an empty ledger")
+        return result, started
+
+    def test_strict_chord_fails_and_names_them(self, stack, start_worker, backend_kind):
+        result, lost = self.start(stack, start_worker)
+
+        state, error = state_and_value(result)
+        assert "FAILURE" == state
+        assert isinstance(error, ChordError)
+        assert lost in str(error)
+        assert "chord_timeout = 3" in str(error)
+
+    def test_tolerant_chord_is_told_in_their_places(self, stack, start_worker, backend_kind):
+        result, _ = self.start(stack, start_worker, tolerant)
+
+        one, lost = result.result
+        assert 1 == one
+        assert lost.startswith("ChordMemberLost")

@@ -1,0 +1,74 @@
+"""Workers that die at a given step of a chord's end, as if the kernel had killed them.
+
+A step is a function of chordguard, or of Celery for one that ends chords without it; a process
+dies before it is called, or after it has returned.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import wrapt
+
+#: The functions that the end of a chord goes through, in order, by backend.
+STEPS = {
+    "redis": {
+        "store": "celery.backends.base:BaseKeyValueStoreBackend._store_result",
+        "count": "chordguard.ledger.redis:RedisLedger.count",
+        "collect": "chordguard.ledger.redis:RedisLedger.collect",
+        "publish": "chordguard.completion:finish",
+        "close": "chordguard.ledger.redis:RedisLedger.close",
+    },
+    "database": {
+        "store": "celery.backends.database:DatabaseBackend._store_result",
+        "count": "chordguard.ledger.database:DatabaseLedger.store_and_count",
+        "collect": "chordguard.ledger.database:DatabaseLedger.collect",
+        "publish": "chordguard.completion:finish",
+        "close": "chordguard.ledger.database:DatabaseLedger.close",
+    },
+}
+
+#: Where a process may die: (step, "before" or "after").
+POINTS = tuple((step, when) for step in STEPS["redis"] for when in ("before", "after"))
+
+
+def arrange(faults: dict[str, Any]) -> None:
+    """Have this process, and its children, die as `faults` say.
+
+    Its keys: ``backend`` (of STEPS); ``points``, a list of (step, when); ``share`` of the calls
+    that are fatal; ``most``, how many processes die; ``folder``, where they count that.
+    """
+    dice = random.Random()
+    for step, when in faults["points"]:
+        module, _, path = STEPS[faults["backend"]][step].partition(":")
+        importlib.import_module(module)
+        wrapt.wrap_function_wrapper(module, path, _fatal(faults, when, dice))
+
+
+def _fatal(faults: dict[str, Any], when: str, dice: random.Random) -> Any:
+    def wrapper(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        if when == "before":
+            _die(faults, dice)
+        answer = wrapped(*args, **kwargs)
+        if when == "after":
+            _die(faults, dice)
+        return answer
+
+    return wrapper
+
+
+def _die(faults: dict[str, Any], dice: random.Random) -> None:
+    if dice.random() >= faults["share"]:
+        return
+    folder = Path(faults["folder"])
+    for number in range(faults["most"]):
+        try:
+            (folder / f"died-{number}").touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        os.kill(os.getpid(), signal.SIGKILL)
