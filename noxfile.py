@@ -1,4 +1,4 @@
-"""The verbs of the project: tests, lint, typing, conformance, compat, bench, demo, build."""
+"""The verbs of the project: tests, lint, typing, conformance, compat, chaos, bench, demo, build."""
 
 from __future__ import annotations
 
@@ -121,6 +121,14 @@ def compat(session: nox.Session, celery: str) -> None:
                 success_codes=[0, 1],
             )
     session.run("python", str(ROOT / "tests" / "compat" / "compare.py"), *map(str, reports))
+
+
+@nox.session
+@nox.parametrize("celery", ENDS)
+def chaos(session: nox.Session, celery: str) -> None:
+    """Kill workers, cut connections: each chord is accounted for at the end."""
+    install_wheel(session, "test", celery_group(celery))
+    session.run("python", "-m", "tests.chaos", *session.posargs)
 
 
 @nox.session

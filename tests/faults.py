@@ -15,6 +15,8 @@ from typing import Any
 
 import wrapt
 
+from tests.tasks import append
+
 #: The functions that the end of a chord goes through, in order, by backend.
 STEPS = {
     "redis": {
@@ -48,6 +50,23 @@ def arrange(faults: dict[str, Any]) -> None:
         module, _, path = STEPS[faults["backend"]][step].partition(":")
         importlib.import_module(module)
         wrapt.wrap_function_wrapper(module, path, _fatal(faults, when, dice))
+
+
+def keep_journal(backend: str, path: str) -> None:
+    """Add a line to the file for each body that was published and each chord that was forgotten."""
+
+    def note(name: str, line_of: Any) -> None:
+        def wrapper(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+            answer = wrapped(*args, **kwargs)
+            append(path, line_of(args))
+            return answer
+
+        module, _, function = STEPS[backend][name].partition(":")
+        importlib.import_module(module)
+        wrapt.wrap_function_wrapper(module, function, wrapper)
+
+    note("publish", lambda args: f"published {args[1].id}")
+    note("close", lambda args: f"closed {args[0]}")
 
 
 def _fatal(faults: dict[str, Any], when: str, dice: random.Random) -> Any:

@@ -236,6 +236,7 @@ def running_worker(
     statements: str | None = None,
     claim_seconds: float | None = None,
     faults: dict[str, Any] | None = None,
+    journal: tuple[str, str] | None = None,
     **worker_options: Any,
 ) -> Iterator[Worker]:
     """Run a worker until the block ends.
@@ -243,7 +244,8 @@ def running_worker(
     `config` comes from `Stack.config`, `python` may be that of an environment with another Celery,
     `worker_options` go to `app.Worker`. To the file `statements` the worker adds a letter for each
     SQL statement (see `tests.worker`). A claim lasts `claim_seconds`; where the worker dies by
-    itself `faults` say (see `tests.faults`). The block starts when it is ready for tasks.
+    itself `faults` say, and `journal` is a backend and a file (see `tests.faults`). The block
+    starts when it is ready for tasks.
     """
     with tempfile.TemporaryDirectory(prefix="chordguard-worker-") as temporary:
         folder = Path(temporary)
@@ -260,6 +262,7 @@ def running_worker(
             "statements": statements,
             "claim_seconds": claim_seconds,
             "faults": faults,
+            "journal": journal,
             "worker": worker_options,
         }
         (folder / "options.json").write_text(json.dumps(options))

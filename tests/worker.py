@@ -71,6 +71,10 @@ def main(path: str) -> int:
     if options["statements"]:
         count_statements(options["statements"])
     app = make_app(options["app"], options["patched"])
+    if options["journal"]:
+        from tests import faults
+
+        faults.keep_journal(*options["journal"])
     if options["faults"]:
         from tests import faults
 

@@ -43,9 +43,6 @@ FORK_SECONDS = 5.0
 #: How many chords are taken at once.
 BATCH = 100
 
-#: Seconds for which a watchdog keeps others from looking at the chords that it took.
-TAKEN_SECONDS = 60.0
-
 #: Seconds that a worker that stops waits for its watchdog.
 STOPPING_SECONDS = 10.0
 
@@ -163,6 +160,7 @@ class Watchdog:
         self.app = app
         self._is_stopped = threading.Event()
         self._thread: threading.Thread | None = None
+        self._ledger: Ledger | None = None
 
     def start(self) -> None:
         """Start to look, after a first interval."""
@@ -192,11 +190,13 @@ class Watchdog:
         looked_at = 0
         while not self._is_stopped.is_set():
             with _forks.held_up():
-                ledger = counting.ledger_of(self.app.backend)
+                ledger = self._ledger_now()
                 if ledger is None:
                     break
                 now = time.time()
-                taken = ledger.take_due(now, now + TAKEN_SECONDS, BATCH)
+                # Should this one die over them, the next look is another's.
+                interval = settings.seconds(self.app, "chord_watchdog_interval")
+                taken = ledger.take_due(now, now + max(1.0, 2 * interval), BATCH)
             for group_id in taken:
                 with _forks.held_up():
                     self._look(ledger, group_id)
@@ -204,6 +204,15 @@ class Watchdog:
             if len(taken) < BATCH:
                 break
         return looked_at
+
+    def _ledger_now(self) -> Ledger | None:
+        if not settings.get(self.app, "chord_ledger"):
+            return None
+        if self._ledger is None:
+            self._ledger = counting.ledger_of(self.app.backend)
+            if self._ledger is not None:
+                self._ledger.keep_engine()
+        return self._ledger
 
     def _look(self, ledger: Ledger, group_id: str) -> None:
         try:

@@ -266,6 +266,19 @@ class DatabaseLedger(Ledger):
         self.backend = backend
         self.tables = Tables.of(backend.app)
         self._key = (backend.url, self.tables)
+        #: The session manager of its own, if it has one.
+        self._own: tuple[Any, ...] = ()
+
+    def keep_engine(self) -> None:
+        if self.backend.url.startswith("sqlite"):
+            return  # it connects at no cost, and a file that is open does not survive a fork
+        manager = backends.database_module().SessionManager()
+        stock = getattr(self.backend, "session_manager", manager)
+        if hasattr(stock, "engine_callback"):
+            manager.engine_callback = stock.engine_callback
+        # What it does in a child of the pool; elsewhere it makes an engine for each session.
+        manager.forked = True
+        self._own = (manager,)
 
     def is_usable(self) -> bool:
         """Tell whether the tables are there; the first time, create those that are not."""
@@ -548,7 +561,7 @@ class DatabaseLedger(Ledger):
 
     @contextmanager
     def _session(self) -> Iterator[Any]:
-        session = self.backend.ResultSession()
+        session = self.backend.ResultSession(*self._own)
         with backends.database_module().session_cleanup(session):
             yield session
 

@@ -123,6 +123,10 @@ class Ledger(Protocol):
 
     backend: Any
 
+    def keep_engine(self) -> None:
+        """Keep a connection between calls, outside the children of a pool, too."""
+        return
+
     def open(
         self,
         group_id: str,

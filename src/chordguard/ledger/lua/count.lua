@@ -12,8 +12,7 @@ if redis.call('GET', c) == 'done' then
     return {'done'}
 end
 
-local marker = task_id .. ':' .. index
-local is_new = redis.call('SISMEMBER', d, marker) == 0 and redis.call('SISMEMBER', d, task_id) == 0
+local is_new = redis.call('SISMEMBER', d, task_id) == 0
 if is_new and is_recounted == '1' then
     -- Made from a stored result, it stands for any part of that task.
     for _, seen in ipairs(redis.call('SMEMBERS', d)) do
@@ -23,23 +22,23 @@ if is_new and is_recounted == '1' then
         redis.call('SADD', d, task_id)
     end
 end
+if is_new and redis.call('SADD', d, task_id .. ':' .. index) == 0 then
+    is_new = false
+end
 if is_new then
     if is_ordered then
         redis.call('ZADD', j, index, part)
     else
         redis.call('RPUSH', j, part)
     end
-    redis.call('SADD', d, marker)
 end
 local returned = redis.call(is_ordered and 'ZCARD' or 'LLEN', j)
 
-local lifetime = redis.call('HGET', record, 'lifetime')
+local lifetime, seen, known_size = unpack(redis.call('HMGET', record, 'lifetime', 'seen', 'size'))
 if lifetime then
     if is_new then
-        redis.call('HSET', record, 'progressed', now)
-        if returned > tonumber(redis.call('HGET', record, 'seen') or 0) then
-            redis.call('HSET', record, 'seen', returned)
-        end
+        seen = math.max(returned, tonumber(seen or 0))
+        redis.call('HSET', record, 'progressed', now, 'seen', seen)
     end
     expires, group_expires = lifetime, lifetime
     redis.call('EXPIRE', record, lifetime)
@@ -51,7 +50,7 @@ if tonumber(group_expires) > 0 then
     redis.call('EXPIRE', group, group_expires)
 end
 
-local size = redis.call('GET', s) or redis.call('HGET', record, 'size')
+local size = redis.call('GET', s) or known_size
 if not size then
     return {lifetime and 'live' or 'sizeless'}
 end

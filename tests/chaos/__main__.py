@@ -1,0 +1,339 @@
+"""Run many chords while processes are killed and connections are cut, and account for each chord.
+
+    python -m tests.chaos [--backend redis|postgresql] [--mode MODE] [--chords N] [--seed N]
+                          [--stock]
+
+Modes: ``kills`` (children and whole workers at random, late acknowledgement), ``steps`` (they
+die at each step of a chord's end), ``early`` (as kills, with early acknowledgement), ``cuts`` (the
+result backend is away for 5 seconds), ``producer`` (it is killed as it sends a header of 1,000).
+Without a backend or a mode: all of them. The exit status is 1 if a bar is missed. ``--stock``:
+Celery alone, whose losses are counted and are no failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from celery import chord, states
+from sqlalchemy.engine import make_url
+
+from tests import faults, tasks
+from tests.app_factory import make_app
+from tests.chaos.proxy import Proxy
+from tests.harness import Stack, Worker, delete_keys, running_worker
+from tests.servers import Servers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BACKENDS = ("redis", "postgresql")
+MODES = ("kills", "steps", "early", "cuts", "producer")
+MEMBERS = 8
+#: Seconds: without progress a chord is settled; the watchdogs look; a claim lasts.
+TIMEOUT = 8.0
+INTERVAL = 1.0
+CLAIM = 3.0
+#: Seconds without any change after which those that have not ended never will.
+QUIET = 45.0
+
+
+class Fleet:
+    """Two workers; who is killed is replaced."""
+
+    def __init__(self, config: dict[str, Any], options: dict[str, Any]) -> None:
+        self.config, self.options = config, options
+        self._stack = contextlib.ExitStack()
+        self.workers = [self._start() for _ in range(2)]
+        self.kills = collections.Counter[str]()
+
+    def _start(self) -> Worker:
+        return self._stack.enter_context(
+            running_worker(self.config, concurrency=2, loglevel="WARNING", **self.options)
+        )
+
+    def kill_child(self, dice: random.Random) -> None:
+        worker = dice.choice(self.workers)
+        children = Path(f"/proc/{worker.process.pid}/task/{worker.process.pid}/children")
+        pids = children.read_text().split()
+        if pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(dice.choice(pids)), signal.SIGKILL)
+                self.kills["child"] += 1
+
+    def kill_worker(self, dice: random.Random) -> None:
+        self._replace(dice.randrange(len(self.workers)))
+
+    def replace_dead(self) -> None:
+        for index, worker in enumerate(self.workers):
+            if not worker.is_alive:
+                self._replace(index)
+
+    def _replace(self, index: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.workers[index].process.pid, signal.SIGKILL)
+        self.workers[index].process.wait()
+        self.kills["worker"] += 1
+        self.workers[index] = self._start()
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def wait_for(app: Any, ids: list[str], fleet: Fleet) -> dict[str, Any]:
+    """Return the results, once all are ready or nothing has changed for long."""
+    from chordguard import backends
+
+    done: dict[str, Any] = {}
+    changed = time.monotonic()
+    while len(done) < len(ids) and time.monotonic() - changed < QUIET:
+        fleet.replace_dead()
+        pending = [task_id for task_id in ids if task_id not in done]
+        try:
+            found = backends.read_results(app.backend, pending)
+        except Exception:
+            found = {}
+        new = {id_: r for id_, r in found.items() if r.state in states.READY_STATES}
+        if new:
+            changed = time.monotonic()
+            done.update(new)
+        time.sleep(0.25)
+    return done
+
+
+def published_twice(journal: Path, group_of: dict[str, str]) -> tuple[int, int]:
+    """Return how many bodies were published again: before, and after, that had been noted."""
+    inside = outside = 0
+    published, closed = set(), set()
+    for line in journal.read_text().splitlines() if journal.exists() else ():
+        what, _, name = line.partition(" ")
+        if what == "closed":
+            closed.add(name)
+        elif name not in published:
+            published.add(name)
+        elif group_of.get(name) in closed:
+            outside += 1
+        else:
+            inside += 1
+    return inside, outside
+
+
+class Run:
+    """One run: a backend, a mode, a seed."""
+
+    def __init__(self, servers: Servers, backend: str, mode: str, options: Any) -> None:
+        self.mode, self.chords, self.is_stock = mode, options.chords, options.stock
+        self.dice = random.Random(f"{options.seed}-{backend}-{mode}")
+        self.backend = backend
+        # Redis as a broker loses the messages that a killed worker has just fetched.
+        self.stack = Stack(servers, backend, "rabbitmq")
+        self.proxy: Proxy | None = None
+        self.folder = Path(tempfile.mkdtemp(prefix="chordguard-chaos-"))
+
+    def config(self) -> dict[str, Any]:
+        late = self.mode in ("kills", "steps", "cuts")
+        settings: dict[str, Any] = {
+            "task_acks_late": late,
+            "task_reject_on_worker_lost": late,
+            "result_expires": 3600,
+            "chord_watchdog_interval": INTERVAL,
+            "chord_unlock_first_delay": 30,
+            "chord_timeout": 600 if late else TIMEOUT,
+            "worker_prefetch_multiplier": 4,
+            # Without it Celery drops the result of any task that ends while the backend is away.
+            "result_backend_always_retry": True,
+        }
+        if self.mode == "cuts":
+            url = make_url(self.stack.database_url or self.stack.result_url)
+            default = 5432 if self.backend == "postgresql" else 6379
+            self.proxy = Proxy(url.host or "127.0.0.1", url.port or default)
+            there = url.set(host="127.0.0.1", port=self.proxy.port)
+            prefix = "db+" if self.backend == "postgresql" else ""
+            settings["result_backend"] = prefix + there.render_as_string(hide_password=False)
+        config = self.stack.config(settings)
+        if "+" in self.stack.config()["settings"]["result_backend"] and self.backend == "redis":
+            scheme = self.stack.config()["settings"]["result_backend"].partition("+")[0]
+            if self.mode == "cuts":
+                config["settings"]["result_backend"] = f"{scheme}+{settings['result_backend']}"
+        return config
+
+    def __call__(self) -> bool:
+        config = self.config()
+        app = make_app(config, patched=not self.is_stock)
+        journal = self.folder / "journal"
+        kind = "redis" if self.backend == "redis" else "database"
+        options: dict[str, Any] = {"patched": not self.is_stock}
+        if not self.is_stock:
+            options |= {"claim_seconds": CLAIM, "journal": (kind, str(journal))}
+        if self.mode == "steps" and not self.is_stock:
+            points = {"backend": kind, "points": faults.POINTS, "share": 0.01}
+            options["faults"] = {**points, "most": 10_000, "folder": str(self.folder)}
+        fleet = Fleet(config, options)
+        started = time.monotonic()
+        try:
+            with self.trouble(fleet):
+                results = self.produce(app, config)
+            ended = wait_for(app, [body for body, _ in results], fleet)
+            self.tell_of(app, [pair for pair in results if pair[0] not in ended][:5])
+        finally:
+            fleet.close()
+            self.close()
+        died = len(list(self.folder.glob("died-*")))
+        return self.account(results, ended, journal, fleet, died, time.monotonic() - started)
+
+    def tell_of(self, app: Any, never_ended: list[tuple[str, str]]) -> None:
+        """Print what is the matter with chords that have not ended."""
+        from chordguard import diagnose
+
+        for body_id, group_id in never_ended if not self.is_stock else ():
+            print(f"    {body_id}: {diagnose(app, group_id)}")
+
+    @contextlib.contextmanager
+    def trouble(self, fleet: Fleet) -> Iterator[None]:
+        """Make trouble until all is sent, and for some time after."""
+        is_over = threading.Event()
+
+        def kill() -> None:
+            while not is_over.wait(self.dice.uniform(0.2, 0.8)):
+                if self.dice.random() < 0.85:
+                    fleet.kill_child(self.dice)
+                else:
+                    fleet.kill_worker(self.dice)
+
+        def cut() -> None:
+            while self.proxy and not is_over.wait(self.dice.uniform(2, 4)):
+                self.proxy.cut()
+                fleet.kills["cut"] += 1
+                time.sleep(5)
+                self.proxy.mend()
+
+        makers = {"kills": kill, "early": kill, "cuts": cut}
+        thread = threading.Thread(target=makers.get(self.mode, lambda: None))
+        thread.start()
+        try:
+            yield
+            # About as long as the chords need without trouble.
+            time.sleep(min(60, 2 + self.chords * MEMBERS / 200) if self.mode in makers else 0)
+        finally:
+            is_over.set()
+            thread.join()
+
+    def produce(self, app: Any, config: dict[str, Any]) -> list[tuple[str, str]]:
+        """Start the chords; return (id of the body, id of the header) of each."""
+        if self.mode == "producer":
+            return self.produce_in_part(config)
+        t = tasks.named(app)
+        results = []
+        for number in range(self.chords):
+            header = [t.slow.s(index, 0.005) for index in range(MEMBERS)]
+            while True:
+                try:
+                    result = chord(header, self.body(t, number)).apply_async()
+                except Exception:  # the backend is away: as the user would, try again
+                    time.sleep(0.5)
+                    continue
+                break
+            results.append((result.id, result.parent.id))
+        return results
+
+    def body(self, t: Any, number: int) -> Any:
+        from chordguard import strict, tolerant
+
+        body = t.sure_collect.s()
+        if self.is_stock:
+            return body
+        return (strict if number % 2 else tolerant)(body)
+
+    def produce_in_part(self, config: dict[str, Any]) -> list[tuple[str, str]]:
+        """Start chords of 1,000 members in processes that are killed half-way."""
+        results = []
+        for number in range(max(2, self.chords // 100)):
+            ids = (f"body-{self.stack.name}-{number}", f"group-{self.stack.name}-{number}")
+            arguments = json.dumps([config, *ids, number % 2 == 0])
+            subprocess.run([sys.executable, "-m", "tests.chaos.producer", arguments], check=False)
+            results.append(ids)
+        return results
+
+    def account(
+        self,
+        results: list[tuple[str, str]],
+        ended: dict[str, Any],
+        journal: Path,
+        fleet: Fleet,
+        died: int,
+        seconds: float,
+    ) -> bool:
+        values = [r.value for r in ended.values() if r.state == states.SUCCESS]
+        failed = sum(r.state != states.SUCCESS for r in ended.values())
+        size = 1000 if self.mode == "producer" else MEMBERS
+        wrong = sum(not self.is_right(value, size) for value in values)
+        complete = sum(value == list(range(size)) for value in values)
+        never = len(results) - len(ended)
+        inside, outside = published_twice(journal, dict(results))
+        fatal = never or wrong or outside
+        if self.mode in ("kills", "steps", "cuts"):
+            fatal = fatal or failed
+        kills = ", ".join(f"{count} {what}" for what, count in sorted(fleet.kills.items()))
+        verdict = "  MISSED" if fatal and not self.is_stock else ""
+        who = "stock" if self.is_stock else "patched"
+        print(
+            f"{self.backend:10} {self.mode:8} {who:7} {len(results)} chords in {seconds:.0f} s; "
+            f"{died} processes died by themselves, killed: {kills or 'none'}\n"
+            f"    never ended {never}, wrong {wrong}, failed {failed}, complete {complete}, "
+            f"published again: inside the window {inside}, outside {outside}{verdict}",
+            flush=True,
+        )
+        return self.is_stock or not fatal
+
+    def is_right(self, value: Any, size: int) -> bool:
+        """Tell whether each place has its member's result or, if that is allowed, its error."""
+        if len(value) != size:
+            return False
+        is_lost_allowed = self.mode in ("early", "producer")
+        errors = ("ChordMemberLost", "WorkerLostError")
+        return all(
+            item == index or (is_lost_allowed and str(item).startswith(errors))
+            for index, item in enumerate(value)
+        )
+
+    def close(self) -> None:
+        if self.proxy:
+            self.proxy.close()
+        if self.backend == "redis":
+            delete_keys(self.stack.result_url, f"{self.stack.name}:*")
+        self.stack.close()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--backend", choices=BACKENDS)
+    parser.add_argument("--mode", choices=MODES)
+    parser.add_argument("--chords", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--stock", action="store_true")
+    options = parser.parse_args()
+    servers = Servers()
+    is_fine = True
+    try:
+        for backend in [options.backend] if options.backend else BACKENDS:
+            for mode in [options.mode] if options.mode else MODES:
+                is_fine = Run(servers, backend, mode, options)() and is_fine
+    finally:
+        servers.close()
+    return 0 if is_fine else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
