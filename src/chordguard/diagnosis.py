@@ -26,7 +26,6 @@ __all__ = (
     "KINDS",
     "MEMBER_LOST",
     "PART_LOST",
-    "POLLER_LOST",
     "READY",
     "RUNNING",
     "SIZE_MISSING",
@@ -48,8 +47,6 @@ MEMBER_LOST = "member-lost"
 CLAIM_EXPIRED = "claim-expired"
 #: The last member was never sent.
 SIZE_MISSING = "size-missing"
-#: SQL: the safety net for workers without the patches is gone.
-POLLER_LOST = "poller-lost"
 #: The body was published, the chord is still in the ledger.
 BODY_DONE = "body-done"
 #: The ledger does not know the chord, or evidence could not be collected.
@@ -62,7 +59,6 @@ KINDS = (
     MEMBER_LOST,
     CLAIM_EXPIRED,
     SIZE_MISSING,
-    POLLER_LOST,
     BODY_DONE,
     UNKNOWN,
 )
@@ -94,6 +90,7 @@ class Diagnosis:
         missing: The members without a result.
         uncounted: The results of members whose parts were not counted.
         body_ids: The ids of the results that the body gives.
+        evidence: Where members without a result were seen, by id.
     """
 
     group_id: str

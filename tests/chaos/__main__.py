@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -150,24 +151,26 @@ class Run:
             "result_expires": 3600,
             "chord_watchdog_interval": INTERVAL,
             "chord_unlock_first_delay": 30,
-            "chord_timeout": 600 if late else TIMEOUT,
+            "chord_timeout": {"early": TIMEOUT, "producer": TIMEOUT, "cuts": 30.0}.get(
+                self.mode, 600
+            ),
             "worker_prefetch_multiplier": 4,
-            # Without it Celery drops the result of any task that ends while the backend is away.
+            # Without it Celery drops the result of a task that ends while the backend is away; on
+            # SQL it does so in any case.
             "result_backend_always_retry": True,
         }
-        if self.mode == "cuts":
-            url = make_url(self.stack.database_url or self.stack.result_url)
-            default = 5432 if self.backend == "postgresql" else 6379
-            self.proxy = Proxy(url.host or "127.0.0.1", url.port or default)
-            there = url.set(host="127.0.0.1", port=self.proxy.port)
-            prefix = "db+" if self.backend == "postgresql" else ""
-            settings["result_backend"] = prefix + there.render_as_string(hide_password=False)
         config = self.stack.config(settings)
-        if "+" in self.stack.config()["settings"]["result_backend"] and self.backend == "redis":
-            scheme = self.stack.config()["settings"]["result_backend"].partition("+")[0]
-            if self.mode == "cuts":
-                config["settings"]["result_backend"] = f"{scheme}+{settings['result_backend']}"
+        if self.mode == "cuts":
+            self.lead_through_proxy(config["settings"])
         return config
+
+    def lead_through_proxy(self, settings: dict[str, Any]) -> None:
+        backend, plus, url = settings["result_backend"].rpartition("+")
+        there = make_url(url)
+        default = 5432 if self.backend == "postgresql" else 6379
+        self.proxy = Proxy(there.host or "127.0.0.1", there.port or default)
+        led = there.set(host="127.0.0.1", port=self.proxy.port)
+        settings["result_backend"] = backend + plus + led.render_as_string(hide_password=False)
 
     def __call__(self) -> bool:
         config = self.config()
@@ -176,7 +179,11 @@ class Run:
         kind = "redis" if self.backend == "redis" else "database"
         options: dict[str, Any] = {"patched": not self.is_stock}
         if not self.is_stock:
-            options |= {"claim_seconds": CLAIM, "journal": (kind, str(journal))}
+            # Longer than a cut, in which nobody can renew it.
+            options |= {
+                "claim_seconds": 10 if self.mode == "cuts" else CLAIM,
+                "journal": (kind, str(journal)),
+            }
         if self.mode == "steps" and not self.is_stock:
             points = {"backend": kind, "points": faults.POINTS, "share": 0.01}
             options["faults"] = {**points, "most": 10_000, "folder": str(self.folder)}
@@ -280,10 +287,13 @@ class Run:
         size = 1000 if self.mode == "producer" else MEMBERS
         wrong = sum(not self.is_right(value, size) for value in values)
         complete = sum(value == list(range(size)) for value in values)
-        never = len(results) - len(ended)
+        # The chord ended, but not even the error of its body could be stored.
+        sent = set(re.findall(r"published (\S+)", journal.read_text() if journal.exists() else ""))
+        lost = sum(body in sent and body not in ended for body, _ in results)
+        never = len(results) - len(ended) - lost
         inside, outside = published_twice(journal, dict(results))
-        fatal = never or wrong or outside
-        if self.mode in ("kills", "steps", "cuts"):
+        fatal = never or wrong or outside or (lost and self.mode != "cuts")
+        if self.mode in ("kills", "steps"):
             fatal = fatal or failed
         kills = ", ".join(f"{count} {what}" for what, count in sorted(fleet.kills.items()))
         verdict = "  MISSED" if fatal and not self.is_stock else ""
@@ -292,6 +302,7 @@ class Run:
             f"{self.backend:10} {self.mode:8} {who:7} {len(results)} chords in {seconds:.0f} s; "
             f"{died} processes died by themselves, killed: {kills or 'none'}\n"
             f"    never ended {never}, wrong {wrong}, failed {failed}, complete {complete}, "
+            f"bodies whose result was not stored {lost}, "
             f"published again: inside the window {inside}, outside {outside}{verdict}",
             flush=True,
         )
@@ -301,8 +312,9 @@ class Run:
         """Tell whether each place has its member's result or, if that is allowed, its error."""
         if len(value) != size:
             return False
-        is_lost_allowed = self.mode in ("early", "producer")
-        errors = ("ChordMemberLost", "WorkerLostError")
+        is_lost_allowed = self.mode not in ("kills", "steps")
+        # The last one is Celery's own, where a result cannot be stored.
+        errors = ("ChordMemberLost", "WorkerLostError", "BackendStoreError")
         return all(
             item == index or (is_lost_allowed and str(item).startswith(errors))
             for index, item in enumerate(value)

@@ -1,0 +1,241 @@
+"""Real chords, brought into each state: what is the matter is told, and mended."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from celery import chord, states
+from celery.exceptions import ChordError
+from kombu.utils.uuid import uuid
+
+from chordguard import LedgerMissing, counting, diagnose, repair, signals, tolerant
+from chordguard.ledger import model
+from tests.app_factory import make_app
+from tests.harness import Cluster, running_worker, wait_until
+
+#: Nobody mends anything unless it is asked to.
+ALONE = {"chord_watchdog_interval": 0, "chord_unlock_first_delay": 600}
+
+#: So that it is quiet at once.
+pytestmark = [
+    pytest.mark.parametrize("backend_kind", ["redis", "postgresql"]),
+    pytest.mark.usefixtures("quiet"),
+]
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    monkeypatch.setattr("chordguard.diagnosis.QUIET_SECONDS", 0.0)
+
+
+@pytest.fixture
+def cluster(clusters, backend_kind) -> Cluster:
+    return clusters(backend_kind, settings=ALONE)
+
+
+def ledger_of(cluster):
+    return counting.ledger_of(cluster.app.backend)
+
+
+def kind_of(cluster, result):
+    return diagnose(cluster.app, result.parent.id).kind
+
+
+def waiting_chord(cluster, gate, body=None):
+    """Start a chord whose second member waits for the gate."""
+    t = cluster.tasks
+    header = [t.echo.s(1), t.wait_for_file.s(gate.path, 2)]
+    result = chord(header, body or t.collect.s()).apply_async()
+    first, second = result.parent.results
+    wait_until(lambda: first.state == states.SUCCESS, what="the first member")
+    wait_until(lambda: f"[{second.id}] received" in cluster.worker.log_text(), what="the second")
+    wait_until(lambda: ledger_of(cluster).read(result.parent.id).returned == 1, what="a part")
+    return result
+
+
+def done(cluster, gate, result):
+    """Let the second member end."""
+    gate.open()
+    wait_until(lambda: result.parent.results[1].state == states.SUCCESS, what="the second member")
+
+
+def mend(cluster, result):
+    """Return the names of what was done, which the dry run told before."""
+    told = repair(cluster.app, result.parent.id)
+    assert all(action.is_done is None for action in told)
+    actions = repair(cluster.app, result.parent.id, dry_run=False)
+    assert [action.name for action in told] == [action.name for action in actions]
+    assert all(action.is_done for action in actions)
+    return [action.name for action in actions]
+
+
+def test_running(cluster, gate):
+    result = waiting_chord(cluster, gate)
+
+    found = diagnose(cluster.app, result.parent.id)
+
+    second = result.parent.results[1].id
+    assert ("running", (second,)) == (found.kind, found.missing)
+    assert cluster.worker.hostname in found.evidence[second]
+    assert [] == mend(cluster, result)
+    gate.open()
+    assert [1, 2] == cluster.run(result)
+
+
+def test_unknown_where_no_worker_answers(cluster, gate):
+    result = waiting_chord(cluster, gate)
+    config = {**cluster.config, "settings": {**cluster.config["settings"]}}
+    config["settings"]["control_exchange"] = f"{cluster.stack.name}-nobody"
+    app = make_app(config, patched=True)
+
+    found = diagnose(app, result.parent.id)
+
+    assert "unknown" == found.kind
+    assert "no worker answered" in found.reason
+    assert [] == repair(app, result.parent.id)
+    gate.open()
+    assert [1, 2] == cluster.run(result)
+
+
+def test_member_lost(cluster, gate, record):
+    t = cluster.tasks
+    nowhere = f"{cluster.stack.name}-nowhere"
+    header = [t.echo.s(1), t.echo.s(2).set(queue=nowhere)]
+    results = [
+        chord(header, mark(t.collect.s(record=record.path))).apply_async()
+        for mark in (lambda body: body, tolerant)
+    ]
+    for result in results:
+        wait_until(lambda r=result: ledger_of(cluster).read(r.parent.id).returned, what="a part")
+        found = diagnose(cluster.app, result.parent.id)
+        assert "member-lost" == found.kind
+        assert (result.parent.results[1].id,) == found.missing
+        assert ["fail-members"] == mend(cluster, result)
+
+    strictly, tolerantly = (cluster.outcome(result).value for result in results)
+    assert isinstance(strictly, ChordError)
+    assert results[0].parent.results[1].id in str(strictly)
+    assert 1 == tolerantly[0]
+    assert tolerantly[1].startswith("ChordMemberLost")
+    assert 1 == record.count("body")
+
+
+def test_part_lost(cluster, gate):
+    result = waiting_chord(cluster, gate)
+    second = result.parent.results[1].id
+    # As if a worker had died between the two.
+    cluster.app.backend.store_result(second, 2, states.SUCCESS)
+
+    assert "part-lost" == kind_of(cluster, result)
+    assert ["recount"] == mend(cluster, result)
+
+    assert [1, 2] == cluster.run(result)
+    gate.open()
+
+
+def test_ready_not_fired(cluster, gate, record):
+    result = waiting_chord(cluster, gate, cluster.tasks.collect.s(record=record.path))
+    ledger = ledger_of(cluster)
+    claim = ledger.claim(result.parent.id)
+    done(cluster, gate, result)
+    wait_until(lambda: ledger.read(result.parent.id).returned == 2, what="both parts")
+    assert "running" == kind_of(cluster, result)
+    ledger.release(claim)
+
+    assert "ready-not-fired" == kind_of(cluster, result)
+    assert ["fire"] == mend(cluster, result)
+
+    assert [1, 2] == cluster.run(result)
+    assert 1 == record.count("body")
+
+
+def test_claim_expired(cluster, gate, record, monkeypatch):
+    result = waiting_chord(cluster, gate, cluster.tasks.collect.s(record=record.path))
+    ledger = ledger_of(cluster)
+    monkeypatch.setattr(model, "CLAIM_SECONDS", 2)
+    assert ledger.claim(result.parent.id)
+    done(cluster, gate, result)
+    wait_until(lambda: ledger.read(result.parent.id).claimed_until < time.time(), what="expiry")
+
+    assert "claim-expired" == kind_of(cluster, result)
+    assert ["fire"] == mend(cluster, result)
+
+    assert [1, 2] == cluster.run(result)
+    assert 1 == record.count("body")
+
+
+def test_body_done(cluster, gate):
+    result = waiting_chord(cluster, gate)
+    ledger = ledger_of(cluster)
+    claim = ledger.claim(result.parent.id)
+    done(cluster, gate, result)
+    wait_until(lambda: ledger.read(result.parent.id).returned == 2, what="both parts")
+    cluster.app.backend.store_result(result.id, "its value", states.SUCCESS)
+    ledger.release(claim)
+
+    assert "body-done" == kind_of(cluster, result)
+    assert ["forget"] == mend(cluster, result)
+
+    assert "unknown" == kind_of(cluster, result)
+    assert "its value" == cluster.run(result)
+
+
+def test_size_missing(cluster, backend_kind):
+    body = tolerant(cluster.tasks.collect.s().set(task_id=uuid()), timeout=60)
+    ledger, group_id = ledger_of(cluster), uuid()
+    # As if its producer had died before the last member; on SQL the header was a generator.
+    header = [uuid(), uuid()] if backend_kind == "redis" else None
+    ledger.open(group_id, header, model.pack_body(cluster.app, body), time.time() + 600, 60)
+
+    found = diagnose(cluster.app, group_id)
+
+    assert "size-missing" == found.kind
+    # Its producer may still be sending.
+    assert [] == repair(cluster.app, group_id)
+    ledger.close(group_id)
+
+
+def test_signals_tell_what_was_done(cluster, gate):
+    heard = []
+
+    def hear(sender, group_id, action, **_):
+        heard.append((sender.main, group_id, action))
+
+    result = waiting_chord(cluster, gate)
+    cluster.app.backend.store_result(result.parent.results[1].id, 2, states.SUCCESS)
+    signals.chord_repaired.connect(hear)
+    try:
+        repair(cluster.app, result.parent.id, dry_run=False)
+    finally:
+        signals.chord_repaired.disconnect(hear)
+        gate.open()
+
+    assert [(cluster.app.main, result.parent.id, "recount")] == heard
+
+
+def test_app_without_a_ledger_says_so(cluster):
+    cluster.app.conf.chord_ledger = False
+    try:
+        with pytest.raises(LedgerMissing, match="chord_ledger"):
+            diagnose(cluster.app, "any")
+    finally:
+        cluster.app.conf.chord_ledger = True
+
+
+@pytest.mark.parametrize("pool", ["threads", "solo", "gevent"])
+def test_watchdog_works_in_other_pools(clusters, backend_kind, pool, gate):
+    if pool == "gevent":
+        pytest.importorskip("gevent")
+    cluster = clusters(backend_kind, settings=ALONE)
+    t, queue = cluster.tasks, f"{cluster.stack.name}-{pool}"
+    result = chord([t.echo.s(1), t.echo.s(2).set(queue=queue)], t.collect.s()).apply_async()
+    ledger = ledger_of(cluster)
+    wait_until(lambda: ledger.read(result.parent.id).returned == 1, what="a part")
+    cluster.app.backend.store_result(result.parent.results[1].id, 2, states.SUCCESS)
+    ledger.look_again(result.parent.id, 1.0)
+    config = {**cluster.config, "settings": {**cluster.config["settings"]}}
+    config["settings"]["chord_watchdog_interval"] = 0.2
+
+    with running_worker(config, pool=pool, concurrency=1, queues=[f"{queue}-other"]):
+        assert [1, 2] == cluster.run(result)
