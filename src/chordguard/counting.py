@@ -137,13 +137,22 @@ def part_of(ledger: Ledger, request: Any, state: str, result: Any) -> Part:
     return ledger.part_of(request, state, result, is_ignored=bool(ignored))
 
 
-def count(ledger: Ledger, request: Any, state: str, result: Any) -> None:
+def count(
+    ledger: Ledger,
+    request: Any,
+    state: str,
+    result: Any,
+    *,
+    refusals: tuple[type[Exception], ...] = (),
+) -> None:
     """Count the part that a task returns; end the chord if it was the last one.
 
-    Nothing is raised: the task itself did well, and the watchdog finds its result.
+    Nothing but `refusals` is raised: the task itself did well, and the watchdog finds its result.
     """
     try:
         claim = ledger.count(request.group, part_of(ledger, request, state, result))
+    except refusals:
+        raise
     except Exception:  # noqa: BLE001 - it is logged
         warn_once("Chord %s may end late: a part could not be counted", request.group)
         return

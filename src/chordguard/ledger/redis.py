@@ -162,7 +162,11 @@ class RedisLedger(Ledger):
         if header is None:
             saved = self.backend.restore_group(claim.group_id)
             header = [part.task_id for part in parts] if saved is None else header_of(saved.results)
-        missing = [task_id for task_id in leaf_ids(header) if task_id not in results]
+        ids = list(leaf_ids(header))
+        missing = [task_id for task_id in ids if task_id not in results]
+        if missing and len(parts) >= len(ids) == len(header):
+            # All came, under other ids: they are taken as Celery takes them.
+            return [part.task_id for part in parts], results
         found = backends.read_results(self.backend, missing)
         results.update((id_, result) for id_, result in found.items() if result.is_ready)
         return header, results

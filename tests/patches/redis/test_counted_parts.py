@@ -7,6 +7,7 @@ from celery import chain, chord, group, states
 from celery.app.task import Context
 from celery.exceptions import ChordError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoPermissionError
 
 from chordguard import counting, strict, tolerant
 from chordguard._patch import celery_5_7, celery_version
@@ -312,3 +313,33 @@ def test_without_a_ledger_parts_are_counted_as_by_celery(with_fix):
         with_fix.app.conf.chord_ledger = True
 
     assert [1, 2] == with_fix.run(result)
+
+
+class TestRefusals:
+    """Of a Redis that lets the application run no scripts."""
+
+    @pytest.fixture
+    def refusing(self, with_fix, monkeypatch):
+        def refuse(*args):
+            raise NoPermissionError("NOPERM this user has no permissions to run 'evalsha'")
+
+        monkeypatch.setattr("chordguard.ledger.redis.RedisLedger._run_once", refuse)
+        return with_fix
+
+    def test_chord_is_sent_as_by_celery(self, refusing):
+        t = refusing.tasks
+
+        assert [1, 2] == refusing.run(chord([t.echo.s(1), t.echo.s(2)], t.collect.s()))
+
+    @pytest.mark.skipif(celery_version() >= celery_5_7, reason="Celery itself runs scripts")
+    def test_part_is_counted_as_by_celery(self, refusing, gate):
+        result = waiting_chord(refusing, gate)
+        lose_parts(refusing, result)
+        first = result.parent.results[0]
+        task = refusing.tasks.echo.name
+        request = Context(id=first.id, task=task, group=result.parent.id, group_index=0, chord={})
+
+        refusing.app.backend.on_chord_part_return(request, states.SUCCESS, 1)
+
+        assert 1 == refusing.app.backend.client.zcard(key_of(refusing, result, ".j"))
+        gate.open()

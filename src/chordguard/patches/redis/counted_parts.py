@@ -23,6 +23,8 @@ patch = Patch(
     driver="redis",
 )
 
+REFUSED = "Parts are counted as by Celery alone: Redis refuses scripts (EVALSHA, EVAL)"
+
 
 @patch.wraps("celery.canvas", "_chord.run")
 def run(wrapped: Any, chord: Any, args: Any, kwargs: Any) -> Any:
@@ -55,12 +57,16 @@ def set_chord_size(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
     run = starting.run_of(group_id)
     if ledger is None:
         wrapped(*args, **kwargs)
-    elif run is None or run.start is None:
-        ledger.set_size(group_id, size)
-    else:
-        results, run.start = run.start, None
+        return
+    header = None
+    if run is not None and run.start is not None:
         # The last member is about to be sent: reading all of them holds nothing up any more.
-        ledger.set_size(group_id, size, header_of(results))
+        header, run.start = header_of(run.start), None
+    try:
+        ledger.set_size(group_id, size, header)
+    except backend.redis.exceptions.ResponseError:
+        counting.warn_once(REFUSED)
+        wrapped(*args, **kwargs)
 
 
 @patch.wraps("celery.backends.redis", "RedisBackend.add_to_chord")
@@ -69,7 +75,14 @@ def add_to_chord(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
     ledger = counting.ledger_of(backend)
     if ledger is None:
         wrapped(*args, **kwargs)
-    elif not ledger.add(group_id, header_of([result])):
+        return
+    try:
+        is_added = ledger.add(group_id, header_of([result]))
+    except backend.redis.exceptions.ResponseError:
+        counting.warn_once(REFUSED)
+        wrapped(*args, **kwargs)
+        return
+    if not is_added:
         raise RuntimeError(
             f"chord {group_id} cannot take another member, it has ended: add members while one of "
             "its own still runs"
@@ -84,8 +97,13 @@ def on_chord_part_return(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> 
     ledger = counting.ledger_of(backend)
     if ledger is None:
         wrapped(*args, **kwargs)
-    else:
-        counting.count(ledger, request, state, result)
+        return
+    refusal = backend.redis.exceptions.ResponseError
+    try:
+        counting.count(ledger, request, state, result, refusals=(refusal,))
+    except refusal:
+        counting.warn_once(REFUSED)
+        wrapped(*args, **kwargs)
 
 
 def _arguments_of_apply(header_result_args: Any, body: Any, **_: Any) -> tuple[Any, Any]:
