@@ -10,7 +10,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .ledger.database import DatabaseLedger
 
 __all__ = (
+    "UNLOCK_ID",
     "StoredPart",
     "being_stored",
     "count",
@@ -40,6 +41,7 @@ __all__ = (
     "ledger_of",
     "next_delay",
     "part_of",
+    "send_unlock",
     "unlock_id",
     "warn_once",
 )
@@ -48,6 +50,9 @@ logger = logging.getLogger("chordguard")
 
 #: The longest time, in seconds, between two looks of the safety net.
 SLOWEST = 300.0
+
+#: The keyword argument that takes the id of a poller to where it is sent.
+UNLOCK_ID = "chordguard_task_id"
 
 _UNLOCK = UUID("b3c1cf9c-6b5c-4a8e-9a55-7d0f0e2f6a10")
 
@@ -113,6 +118,25 @@ def unlock_id(group_id: str) -> str:
     It says that the chord is counted, and lets the poller of a chord be found.
     """
     return str(uuid5(_UNLOCK, group_id))
+
+
+def send_unlock(
+    backend: Any, group_id: str, results: Iterable[Any], body: Any, options: Mapping[str, Any]
+) -> None:
+    """Send the safety net of a chord on SQL, as late as the settings say.
+
+    Arguments:
+        backend: The result backend.
+        group_id: The chord.
+        results: The results of its header.
+        body: Its body.
+        options: What `Backend.apply_chord` was given beside them.
+    """
+    options = dict(options)
+    countdown = max(first_delay(backend.app, body), options.pop("countdown", 0) or 0)
+    options[UNLOCK_ID] = unlock_id(group_id)
+    header = backend.app.GroupResult(group_id, list(results))
+    backend.fallback_chord_unlock(header, body, countdown=countdown, **options)
 
 
 def first_delay(app: Celery, body: Any) -> float:

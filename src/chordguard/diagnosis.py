@@ -26,6 +26,7 @@ __all__ = (
     "KINDS",
     "MEMBER_LOST",
     "PART_LOST",
+    "POLLER_LOST",
     "READY",
     "RUNNING",
     "SIZE_MISSING",
@@ -47,6 +48,8 @@ MEMBER_LOST = "member-lost"
 CLAIM_EXPIRED = "claim-expired"
 #: The last member was never sent.
 SIZE_MISSING = "size-missing"
+#: SQL: no worker and no queue has `celery.chord_unlock`, which workers without the patches need.
+POLLER_LOST = "poller-lost"
 #: The body was published, the chord is still in the ledger.
 BODY_DONE = "body-done"
 #: The ledger does not know the chord, or evidence could not be collected.
@@ -59,6 +62,7 @@ KINDS = (
     MEMBER_LOST,
     CLAIM_EXPIRED,
     SIZE_MISSING,
+    POLLER_LOST,
     BODY_DONE,
     UNKNOWN,
 )
@@ -254,9 +258,13 @@ def diagnose(app: Celery, group_id: str) -> Diagnosis:
     found = replace(found, missing=missing)
     if found.is_overdue or not missing:
         return found
-    seen, unseen_because = _where(app, missing)
+    poller = counting.unlock_id(group_id) if backends.is_database(app.backend) else None
+    seen, unseen_because = _where(app, [*missing, *([poller] if poller else [])])
     found = replace(found, evidence=seen)
     nowhere = [task_id for task_id in missing if task_id not in seen]
+    if not nowhere and poller and poller not in seen and unseen_because is None:
+        reason = f"{found.reason}; no worker and no queue has its celery.chord_unlock"
+        return replace(found, kind=POLLER_LOST, reason=reason)
     if not nowhere:
         return replace(found, reason=f"{found.reason}; {_told(seen.values())}")
     if unseen_because:

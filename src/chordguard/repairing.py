@@ -7,19 +7,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from celery.canvas import maybe_signature
+from kombu.utils.uuid import uuid
+
 from . import counting, signals
 from .diagnosis import (
     BODY_DONE,
     CLAIM_EXPIRED,
     MEMBER_LOST,
     PART_LOST,
+    POLLER_LOST,
     READY,
     SIZE_MISSING,
     Diagnosis,
     diagnose,
     ledger_of,
 )
-from .ledger.model import Ledger, leaf_ids
+from .ledger.model import Header, Ledger, leaf_ids, unpack_data
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -34,7 +38,7 @@ class Action:
     """Something that mends a chord.
 
     Attributes:
-        name: "fire", "recount", "fail-members", "abort" or "forget".
+        name: "fire", "recount", "fail-members", "resend", "requeue", "abort" or "forget".
         group_id: The chord.
         reason: What it is done for, in a sentence.
         is_done: Whether it was done; None: it was only asked for.
@@ -55,6 +59,7 @@ def actions_for(diagnosis: Diagnosis) -> list[Action]:
         PART_LOST: "recount",
         MEMBER_LOST: "fail-members",
         SIZE_MISSING: "fail-members",
+        POLLER_LOST: "requeue",
     }
     name = names.get(diagnosis.kind)
     if name is None or (diagnosis.kind == SIZE_MISSING and not diagnosis.is_overdue):
@@ -80,13 +85,17 @@ def carry_out(ledger: Ledger, diagnosis: Diagnosis, action: Action) -> bool:
     return done
 
 
-def repair(app: Celery, group_id: str, dry_run: bool = True) -> list[Action]:
+def repair(
+    app: Celery, group_id: str, dry_run: bool = True, *, resend: bool = False
+) -> list[Action]:
     """Mend a chord as far as the evidence supports it.
 
     Arguments:
         app: An app with the patches.
         group_id: The id of the chord's header.
         dry_run: Only tell what would be done.
+        resend: Send lost members again rather than have them fail. They may run twice: one that
+            was lost in a worker may have done its work. Needs ``chord_store_signatures``.
 
     Returns:
         What was done, or would be.
@@ -95,10 +104,12 @@ def repair(app: Celery, group_id: str, dry_run: bool = True) -> list[Action]:
         LedgerMissing: The app has no ledger, or it cannot be used.
     """
     diagnosis = diagnose(app, group_id)
+    ledger = ledger_of(app)
     actions = actions_for(diagnosis)
+    if resend and diagnosis.kind == MEMBER_LOST and _lost_signatures(ledger, diagnosis):
+        actions = [Action("resend", group_id, diagnosis.reason)]
     if dry_run:
         return actions
-    ledger = ledger_of(app)
     return [
         Action(action.name, group_id, action.reason, carry_out(ledger, diagnosis, action))
         for action in actions
@@ -121,6 +132,39 @@ def _fail_members(ledger: Ledger, diagnosis: Diagnosis) -> bool:
     else:
         why = f"since {diagnosis.reason}"
     return _fire(ledger, diagnosis, settled=why)
+
+
+def _resend(ledger: Ledger, diagnosis: Diagnosis) -> bool:
+    members = _lost_signatures(ledger, diagnosis)
+    for member in members:
+        member.apply_async(chord=diagnosis.body, add_to_parent=False)
+    return bool(members)
+
+
+def _lost_signatures(ledger: Ledger, diagnosis: Diagnosis) -> list[Any]:
+    """Return the members of the header that nobody has any more, as far as they were kept."""
+    packed = ledger.signatures(diagnosis.group_id)
+    if packed is None or diagnosis.header is None:
+        return []
+    app = ledger.backend.app
+    lost = set(diagnosis.missing) - set(diagnosis.evidence)
+    kept = zip(unpack_data(app, packed), diagnosis.header, strict=False)
+    return [maybe_signature(data, app=app) for data, ids in kept if set(leaf_ids([ids])) <= lost]
+
+
+def _requeue(ledger: Ledger, diagnosis: Diagnosis) -> bool:
+    results = _results_of(ledger.backend.app, diagnosis.header or ())
+    counting.send_unlock(ledger.backend, diagnosis.group_id, results, diagnosis.body, {})
+    return True
+
+
+def _results_of(app: Celery, header: Header) -> list[Any]:
+    return [
+        app.AsyncResult(item)
+        if isinstance(item, str)
+        else app.GroupResult(uuid(), _results_of(app, item))
+        for item in header
+    ]
 
 
 def _abort(ledger: Ledger, diagnosis: Diagnosis) -> bool:
@@ -146,6 +190,8 @@ def _forget(ledger: Ledger, diagnosis: Diagnosis) -> bool:
 _ACTIONS: dict[str, Callable[[Any, Diagnosis], bool]] = {
     "fire": _fire,
     "recount": _recount,
+    "resend": _resend,
+    "requeue": _requeue,
     "fail-members": _fail_members,
     "abort": _abort,
     "forget": _forget,

@@ -159,6 +159,13 @@ SETTINGS: dict[str, Setting] = {
             "Seconds between two looks of each worker at the chords that are due; 0: none.",
         ),
         Setting(
+            "chord_store_signatures",
+            False,
+            "True or False",
+            _is_bool,
+            "Keep the members' signatures in the ledger: `repair` can send lost ones again.",
+        ),
+        Setting(
             "chord_unlock_retry_backoff",
             1.0,
             "a factor (1.0 or more)",

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from . import settings
-from .ledger.model import header_of, pack_body
+from .ledger.model import header_of, pack_data
 from .policy import Policy
 
 if TYPE_CHECKING:
@@ -53,7 +53,19 @@ def open_chord(ledger: Ledger, group_id: str, results: Any, body: Any) -> None:
     first_look = settings.seconds(app, "chord_watchdog_interval") or 30.0
     due = time.time() + (first_look if timeout is None else min(first_look, timeout))
     header = None if is_lazy(results) else header_of(results)
-    ledger.open(group_id, header, pack_body(app, body), due, timeout)
+    signatures = None
+    if header is not None and settings.get(app, "chord_store_signatures"):
+        signatures = pack_data(app, _signatures_of(group_id))
+    ledger.open(group_id, header, pack_data(app, body), due, timeout, signatures)
+
+
+def _signatures_of(group_id: str) -> list[dict[str, Any]]:
+    """Return the frozen members of the header, without the body, which each has in its options."""
+    run = run_of(group_id)
+    members = [dict(member) for member in run.header.tasks] if run is not None else []
+    for member in members:
+        member["options"] = {k: v for k, v in member["options"].items() if k != "chord"}
+    return members
 
 
 def is_lazy(results: Any) -> bool:

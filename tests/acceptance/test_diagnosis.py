@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from celery import chord, states
+from celery import chain, chord, states
 from celery.exceptions import ChordError
 from kombu.utils.uuid import uuid
 
@@ -121,6 +121,41 @@ def test_member_lost(cluster, gate, record):
     assert 1 == record.count("body")
 
 
+def test_lost_member_is_sent_again_where_somebody_asks(cluster, record, backend_kind, clusters):
+    cluster = clusters(backend_kind, settings={**ALONE, "chord_store_signatures": True})
+    t = cluster.tasks
+    nowhere = f"{cluster.stack.name}-nowhere"
+    lost = chain(t.echo.s(2, record=record.path).set(queue=nowhere), t.add.s(1))
+    result = chord([t.echo.s(1), lost, t.echo.s(4)], t.collect.s()).apply_async()
+    group_id = result.parent.id
+    wait_until(lambda: ledger_of(cluster).read(group_id).returned == 2, what="two parts")
+
+    (told,) = repair(cluster.app, group_id, resend=True)
+    assert ("resend", None) == (told.name, told.is_done)
+    (action,) = repair(cluster.app, group_id, dry_run=False, resend=True)
+
+    assert ("resend", True) == (action.name, action.is_done)
+    with running_worker(cluster.config, concurrency=1, queues=[nowhere]):
+        assert [1, 3, 4] == cluster.run(result)
+
+
+def test_poller_lost(cluster, gate, backend_kind, monkeypatch):
+    if backend_kind == "redis":
+        pytest.skip("only chords on SQL have a poller")
+    with monkeypatch.context() as patched:
+        patched.setattr(counting, "send_unlock", lambda *_: None)
+        result = waiting_chord(cluster, gate)
+
+    assert "poller-lost" == kind_of(cluster, result)
+    assert ["requeue"] == mend(cluster, result)
+
+    received = f"Task celery.chord_unlock[{counting.unlock_id(result.parent.id)}] received"
+    wait_until(lambda: received in cluster.worker.log_text(), what="the poller")
+    assert "running" == kind_of(cluster, result)
+    gate.open()
+    assert [1, 2] == cluster.run(result)
+
+
 def test_part_lost(cluster, gate):
     result = waiting_chord(cluster, gate)
     second = result.parent.results[1].id
@@ -186,7 +221,7 @@ def test_size_missing(cluster, backend_kind):
     ledger, group_id = ledger_of(cluster), uuid()
     # As if its producer had died before the last member; on SQL the header was a generator.
     header = [uuid(), uuid()] if backend_kind == "redis" else None
-    ledger.open(group_id, header, model.pack_body(cluster.app, body), time.time() + 600, 60)
+    ledger.open(group_id, header, model.pack_data(cluster.app, body), time.time() + 600, 60)
 
     found = diagnose(cluster.app, group_id)
 

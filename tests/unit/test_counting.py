@@ -16,7 +16,7 @@ from kombu.exceptions import OperationalError
 
 from chordguard import counting, strict, tolerant
 from chordguard.ledger.database import DatabaseLedger
-from chordguard.ledger.model import pack_body
+from chordguard.ledger.model import pack_data
 from chordguard.ledger.redis import RedisLedger
 from tests import tasks
 from tests.harness import create_result_tables, delete_keys, wait_until
@@ -38,7 +38,7 @@ class Chord:
         ledger.open(
             self.group_id,
             self.ids if is_known else None,
-            pack_body(self.app, self.body),
+            pack_data(self.app, self.body),
             **options,
         )
         if is_known and isinstance(ledger, RedisLedger):

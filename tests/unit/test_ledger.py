@@ -17,7 +17,7 @@ from sqlalchemy.pool import Pool
 import chordguard.ledger.redis
 from chordguard.backends import StoredResult, is_redis
 from chordguard.ledger.database import DatabaseLedger, Tables
-from chordguard.ledger.model import CLAIM_SECONDS, Part, leaf_ids, new_owner, pack_body, unpack_body
+from chordguard.ledger.model import CLAIM_SECONDS, Part, leaf_ids, new_owner, pack_data, unpack_body
 from chordguard.ledger.redis import RedisLedger
 from tests import tasks
 from tests.harness import create_result_tables, delete_keys, wait_until
@@ -221,7 +221,7 @@ class TestOpening:
         app = ledger.backend.app
         body = tasks.named(app).collect.s(record="r\u017e").set(task_id="body")
 
-        group_id = start(ledger, ["a"], body=pack_body(app, body))
+        group_id = start(ledger, ["a"], body=pack_data(app, body))
 
         kept = unpack_body(app, ledger.read(group_id).body)
         assert (body.task, body.kwargs, body.id) == (kept.task, kept.kwargs, kept.id)

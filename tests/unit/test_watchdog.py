@@ -11,7 +11,7 @@ from celery.utils import uuid
 from kombu.exceptions import ContentDisallowed
 
 from chordguard import signals, tolerant, watchdog
-from chordguard.ledger.model import CLAIM_SECONDS, pack_body
+from chordguard.ledger.model import CLAIM_SECONDS, pack_data
 from chordguard.ledger.redis import RedisLedger
 from tests import tasks
 from tests.unit.test_counting import Chord, broker_away, empty_ledger, published
@@ -326,7 +326,7 @@ class TestOtherApps:
         other.conf.task_serializer = "pickle"
         body = other.signature("theirs.collect").set(task_id=uuid())
         group_id = uuid()
-        ledger.open(group_id, ["a"], pack_body(other, body), 0.0, None)
+        ledger.open(group_id, ["a"], pack_data(other, body), 0.0, None)
 
         try:
             seconds = watchdog.look(ledger, group_id, is_asked=False)

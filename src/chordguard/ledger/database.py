@@ -88,6 +88,7 @@ class Tables:
             sa.Column("claimed_until", _UNIX_TIME, nullable=False),
             sa.Column("header", _LONG_TEXT),
             sa.Column("body", _LONG_BINARY),
+            sa.Column("signatures", _LONG_BINARY),
             sa.Index(f"{names[0]}_due", "due"),
             schema=schemas[0],
         )
@@ -293,6 +294,7 @@ class DatabaseLedger(Ledger):
         body: bytes | None,
         due: float,
         timeout: float | None,
+        signatures: bytes | None = None,
     ) -> None:
         now = time.time()
         values = {
@@ -305,6 +307,7 @@ class DatabaseLedger(Ledger):
             "claimed_until": 0.0,
             "header": None if header is None else pack(header),
             "body": body,
+            "signatures": signatures,
         }
 
         def open_chord() -> None:
@@ -437,6 +440,10 @@ class DatabaseLedger(Ledger):
             return None
         *known, header, body = rows[0]
         return Record(*known, unpack(header), body)  # type: ignore[call-arg]
+
+    def signatures(self, group_id: str) -> bytes | None:
+        rows = self._read(self.tables.read_chord(self.tables.chord.c.signatures), group_id)
+        return rows[0][0] if rows else None
 
     def uncounted(self, record: Record, header: Header) -> list[StoredResult]:
         task, member = self.backend.task_cls.__table__.c, self.tables.member.c

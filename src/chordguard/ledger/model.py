@@ -29,9 +29,10 @@ __all__ = (
     "new_owner",
     "new_token",
     "pack",
-    "pack_body",
+    "pack_data",
     "unpack",
     "unpack_body",
+    "unpack_data",
 )
 
 #: The ids of a header's members in header order; a nested list for a member that is a
@@ -134,6 +135,7 @@ class Ledger(Protocol):
         body: bytes | None,
         due: float,
         timeout: float | None,
+        signatures: bytes | None = None,
     ) -> None:
         """Start to count a chord.
 
@@ -143,6 +145,7 @@ class Ledger(Protocol):
             body: The packed signature of the body.
             due: When the watchdog looks at it for the first time (Unix time).
             timeout: Seconds without progress after which it is settled; None: never.
+            signatures: The packed signatures of its members, if they are kept.
         """
 
     def set_header(self, group_id: str, header: Header) -> None:
@@ -166,6 +169,9 @@ class Ledger(Protocol):
 
     def read(self, group_id: str) -> Record | None:
         """Return what is known of a live chord; None for one that has ended, or is unknown."""
+
+    def signatures(self, group_id: str) -> bytes | None:
+        """Return the packed signatures of a live chord's members, if they were kept."""
 
     def uncounted(self, record: Record, header: Header) -> list[StoredResult]:
         """Return the ready results of members in `header` that nobody counted."""
@@ -227,19 +233,19 @@ def unpack(text: str | bytes | None) -> list[Any] | None:
     return json.loads(text) if text else None
 
 
-def pack_body(app: Celery, body: Mapping[str, Any]) -> bytes:
-    """Return the signature `body` as bytes, in the app's task serializer.
+def pack_data(app: Celery, data: Any) -> bytes:
+    """Return signatures as bytes, in the app's task serializer.
 
     Raises:
-        kombu.exceptions.EncodeError: It cannot be serialized; neither can the header's messages.
+        kombu.exceptions.EncodeError: They cannot be serialized; neither can their messages.
     """
-    *kind, data = serialization.dumps(body, app.conf.task_serializer)  # type: ignore[no-untyped-call]
+    *kind, data = serialization.dumps(data, app.conf.task_serializer)  # type: ignore[no-untyped-call]
     packed: bytes = json.dumps(kind).encode() + b"\n" + ensure_bytes(data)  # type: ignore[no-untyped-call]
     return packed
 
 
-def unpack_body(app: Celery, packed: bytes) -> Any:
-    """Return the signature that `pack_body` made `packed` of.
+def unpack_data(app: Celery, packed: bytes) -> Any:
+    """Return the data that `pack_data` made `packed` of.
 
     Raises:
         kombu.exceptions.ContentDisallowed: The app does not accept its serializer.
@@ -247,5 +253,9 @@ def unpack_body(app: Celery, packed: bytes) -> Any:
     kind, _, data = bytes(packed).partition(b"\n")
     content_type, encoding = json.loads(kind)
     accept = serialization.prepare_accept_content(app.conf.accept_content)  # type: ignore[no-untyped-call]
-    body = serialization.loads(data, content_type, encoding, accept=accept)  # type: ignore[no-untyped-call]
-    return maybe_signature(body, app=app)
+    return serialization.loads(data, content_type, encoding, accept=accept)  # type: ignore[no-untyped-call]
+
+
+def unpack_body(app: Celery, packed: bytes) -> Any:
+    """Return the signature of a body; it raises what `unpack_data` raises."""
+    return maybe_signature(unpack_data(app, packed), app=app)

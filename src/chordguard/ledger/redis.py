@@ -54,11 +54,13 @@ class RedisLedger(Ledger):
         body: bytes | None,
         due: float,
         timeout: float | None,
+        signatures: bytes | None = None,
     ) -> None:
         keys = self._keys(group_id, ".c", "record", "due")
         lifetime = int(timeout + SPARE_SECONDS) if timeout else LONGEST_SECONDS
         text = "" if header is None else pack(header)
-        self._run("open", keys, group_id, time.time(), due, lifetime, text, body or "")
+        kept = (text, body or "", signatures or "")
+        self._run("open", keys, group_id, time.time(), due, lifetime, *kept)
 
     def set_size(self, group_id: str, size: int, header: Header | None = None) -> None:
         """Tell how many members a chord has, and which where it was opened without them."""
@@ -149,6 +151,11 @@ class RedisLedger(Ledger):
             None if known["body"] is None else ensure_bytes(known["body"]),  # type: ignore[no-untyped-call]
             is_over=is_over,
         )
+
+    def signatures(self, group_id: str) -> bytes | None:
+        (record,) = self._keys(group_id, "record")
+        found = self.backend.ensure(self.backend.client.hget, (record, "signatures"))
+        return None if found is None else ensure_bytes(found)  # type: ignore[no-untyped-call]
 
     def uncounted(self, record: Record, header: Header) -> list[StoredResult]:
         counted = {part.task_id for part in self._parts(record.group_id)}

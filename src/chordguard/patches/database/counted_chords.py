@@ -29,9 +29,6 @@ patch = Patch(
     driver="sqlalchemy",
 )
 
-#: The keyword argument that takes the id of a poller from here to where it is sent.
-_TASK_ID = "chordguard_task_id"
-
 
 @dataclass
 class _Start:
@@ -63,7 +60,7 @@ def apply_chord(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
         return wrapped(*args, **kwargs)
     start = _Start(ledger, results, body, options)
     if run is None:
-        _send_unlock(backend, group_id, start)
+        counting.send_unlock(backend, group_id, results, body, options)
     else:
         run.start = start
         run.header.tasks = starting.each_frozen(run.header.tasks, results)
@@ -83,7 +80,7 @@ def set_chord_size(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
         start.ledger.set_header(group_id, header)
     except Exception:  # noqa: BLE001 - it is logged
         counting.warn_once("Chord %s may end late: its members are not in the ledger", group_id)
-    _send_unlock(backend, group_id, start)
+    counting.send_unlock(backend, group_id, start.results, start.body, start.options)
     return None
 
 
@@ -162,8 +159,8 @@ def create_tables(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
 @patch.wraps_task("celery.chord_unlock", "apply_async")
 def send_unlock(wrapped: Any, task: Any, args: Any, kwargs: Any) -> Any:
     given = args[1] if len(args) > 1 else kwargs.get("kwargs")
-    if given and _TASK_ID in given:
-        kwargs = {**kwargs, "task_id": given.pop(_TASK_ID)}
+    if given and counting.UNLOCK_ID in given:
+        kwargs = {**kwargs, "task_id": given.pop(counting.UNLOCK_ID)}
     return wrapped(*args, **kwargs)
 
 
@@ -206,15 +203,6 @@ def _look(poll: Poll, ledger: Any) -> float | None:
 
 def _is_member(request: Any) -> bool:
     return request is not None and bool(request.chord and request.group and request.id)
-
-
-def _send_unlock(backend: Any, group_id: str, start: _Start) -> None:
-    """Send the safety net, as late as the settings say."""
-    options = dict(start.options)
-    countdown = max(counting.first_delay(backend.app, start.body), options.pop("countdown", 0) or 0)
-    options[_TASK_ID] = counting.unlock_id(group_id)
-    header = backend.app.GroupResult(group_id, list(start.results))
-    backend.fallback_chord_unlock(header, start.body, countdown=countdown, **options)
 
 
 def _arguments_of_apply(
