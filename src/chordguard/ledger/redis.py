@@ -102,6 +102,7 @@ class RedisLedger(Ledger):
             time.time(),
             token,
             _whole(model.CLAIM_SECONDS),
+            int(self._is_celery_5_7),
         )
         if bytes_to_str(answer[0]) != "claimed":  # type: ignore[no-untyped-call]
             return None
@@ -213,8 +214,7 @@ class RedisLedger(Ledger):
     def close(self, group_id: str) -> None:
         keys = self._keys(group_id, ".j", ".t", ".s", ".d", ".c", "record", "due")
         # From 5.7 on Celery asks for the mark itself.
-        is_marked = hasattr(self.backend, "_chord_cleanup_script")
-        self._run("close", keys, group_id, DONE_SECONDS, int(is_marked))
+        self._run("close", keys, group_id, DONE_SECONDS, int(self._is_celery_5_7))
 
     def take_due(self, now: float, until: float, limit: int) -> list[str]:
         taken = self._run("due", self._keys("", "due"), now, until, limit)
@@ -227,6 +227,10 @@ class RedisLedger(Ledger):
     def _are_ready(self, header: Header | None) -> bool:
         ids = list(leaf_ids(header or ()))
         return bool(ids) and len(backends.ready_states(self.backend, ids)) == len(set(ids))
+
+    @property
+    def _is_celery_5_7(self) -> bool:
+        return hasattr(type(self.backend), "_chord_cleanup_script")
 
     def _renew(self, claim: Claim, seconds: int) -> bool:
         keys = self._keys(claim.group_id, ".c", "record", "due")

@@ -7,23 +7,37 @@ local j, t, s, d, c, group, record, due = unpack(KEYS)
 local group_id, task_id, part, index, is_recounted = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local is_ordered, expires, group_expires = ARGV[6] == '1', ARGV[7], ARGV[8]
 local now, token, claim_seconds = ARGV[9], ARGV[10], tonumber(ARGV[11])
+-- From 5.7 on Celery looks into d, in which each part takes some 80 bytes.
+local keeps_seen = ARGV[12] == '1'
 
 if redis.call('GET', c) == 'done' then
     return {'done'}
 end
 
+-- Tell whether one of the parts is that of this task: its id stands near the beginning.
+local function is_among(parts)
+    for _, known in ipairs(parts) do
+        if string.find(string.sub(known, 1, #task_id + 64), task_id, 1, true) then
+            return true
+        end
+    end
+    return false
+end
+
+-- Parts without a place of their own would all have to be looked through.
+local has_place = is_ordered and index ~= '+inf'
 local is_new = redis.call('SISMEMBER', d, task_id) == 0
 if is_new and is_recounted == '1' then
     -- Made from a stored result, it stands for any part of that task.
-    for _, seen in ipairs(redis.call('SMEMBERS', d)) do
-        is_new = is_new and string.sub(seen, 1, #task_id + 1) ~= task_id .. ':'
-    end
+    is_new = not is_among(redis.call(is_ordered and 'ZRANGE' or 'LRANGE', j, 0, -1))
     if is_new then
         redis.call('SADD', d, task_id)
     end
+elseif is_new and has_place then
+    is_new = not is_among(redis.call('ZRANGEBYSCORE', j, index, index))
 end
-if is_new and redis.call('SADD', d, task_id .. ':' .. index) == 0 then
-    is_new = false
+if is_new and (keeps_seen or not has_place) then
+    is_new = redis.call('SADD', d, task_id .. ':' .. index) == 1
 end
 if is_new then
     if is_ordered then
