@@ -251,7 +251,7 @@ class TestCommand:
         assert sorted(TABLES) == sorted(tables(url))
         app = Celery("ddl", broker="memory://", backend=f"db+{url}", set_as_current=False)
         ledger = DatabaseLedger(app.backend)
-        ledger.open("group", ["a", "b"])
+        ledger.open("group", ["a", "b"], b"body", 0.0, None)
         payload = b"\xff" * 100_000
         claims = [ledger.count("group", Part(task_id, payload)) for task_id in "ab"]
         assert ["a", "b"] == claims[1].header

@@ -14,6 +14,8 @@ def canvas(t):
     return chord([ends_in_group(t, 10), ends_in_group(t, 20), t.echo.s(9)], t.collect.s())
 
 
+# The ledger knows the members, and mends that, too.
+@pytest.mark.cluster(settings={"chord_ledger": False})
 @pytest.mark.parametrize("backend_kind", ["redis"])
 def test_body_runs_early_or_never(without_fix):
     outcome = without_fix.outcome(canvas(without_fix.tasks), quiet=0.7)
