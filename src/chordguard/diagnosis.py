@@ -273,7 +273,6 @@ def diagnose(app: Celery, group_id: str) -> Diagnosis:
     return replace(
         found,
         kind=MEMBER_LOST,
-        missing=missing,
         reason=f"no worker and no queue has {', '.join(nowhere)}",
     )
 

@@ -11,6 +11,8 @@ import sqlalchemy as sa
 from celery import Celery
 from celery.app.task import Context
 from celery.utils import uuid
+from redis.client import Pipeline
+from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool
 
@@ -1317,3 +1319,18 @@ def test_tables_are_where_the_app_wants_them():
         database_table_schemas={"chord": "c", "chord_member": "m"},
     )
     assert Tables.of(app) is Tables.of(app)
+
+
+@in_redis
+def test_reading_is_tried_again(ledger, group_id, monkeypatch):
+    execute, failures = Pipeline._execute_pipeline, [RedisConnectionError("cut")]
+
+    def fail_once(*args, **kwargs):
+        if failures:
+            raise failures.pop()
+        return execute(*args, **kwargs)
+
+    monkeypatch.setattr(Pipeline, "_execute_pipeline", fail_once)
+
+    assert group_id == ledger.read(group_id).group_id
+    assert not failures

@@ -110,16 +110,21 @@ class RedisLedger(Ledger):
 
     def read(self, group_id: str) -> Record | None:
         record, j, s, t, c = self._keys(group_id, "record", ".j", ".s", ".t", ".c")
-        with self.backend.client.pipeline(transaction=False) as pipe:
-            pipe.hmget(record, _FIELDS)
-            (pipe.zcard if self.backend._chord_zset else pipe.llen)(j)
-            pipe.exists(s)
-            pipe.get(t)
-            pipe.get(c)
-            pipe.pttl(c)
-            fields, returned, is_sized, added, claimed_by, claimed_for = self.backend.ensure(
-                pipe.execute, ()
-            )
+
+        def read_chord() -> list[Any]:
+            # A pipeline that failed has forgotten its commands.
+            with self.backend.client.pipeline(transaction=False) as pipe:
+                pipe.hmget(record, _FIELDS)
+                (pipe.zcard if self.backend._chord_zset else pipe.llen)(j)
+                pipe.exists(s)
+                pipe.get(t)
+                pipe.get(c)
+                pipe.pttl(c)
+                answers: list[Any] = pipe.execute()
+                return answers
+
+        answers = self.backend.ensure(read_chord, ())
+        fields, returned, is_sized, added, claimed_by, claimed_for = answers
         known = dict(zip(_FIELDS, fields, strict=True))
         if known["lifetime"] is None:
             return None
