@@ -1,4 +1,7 @@
-"""The verbs of the project: tests, lint, typing, conformance, compat, chaos, bench, demo, build."""
+"""The verbs of the project: tests, lint, typing, conformance, compat, canvases, chaos, ...
+
+``nox --list`` names all of them.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +80,9 @@ def names_tests(posargs: list[str]) -> bool:
 def tests(session: nox.Session, celery: str) -> None:
     """Run everything on the oldest and newest Celery, the conformance tests on the others."""
     install_wheel(session, "test", celery_group(celery))
-    run_pytest(session, celery, [] if celery in ENDS else ["tests/conformance"])
+    # MariaDB has its column in the table: the session `conformance` runs it on every Celery.
+    between = ["tests/conformance", "-k", "not mysql"]
+    run_pytest(session, celery, [] if celery in ENDS else between)
     if not session.posargs:
         session.notify("coverage")
 
@@ -110,17 +115,35 @@ def compat(session: nox.Session, celery: str) -> None:
         shutil.unpack_archive(folder / f"celery-{celery}.tar.gz", folder, filter="data")
     # The installed Celery is tested, not the one beside its tests.
     shutil.rmtree(source / "celery", ignore_errors=True)
-    reports = [folder / f"{half}.xml" for half in ("stock", "patched")]
-    for report, plugin in zip(reports, ([], ["-p", "patched_apps"]), strict=True):
+    reports = [folder / f"{run}.xml" for run in ("stock", "patched", "off")]
+    plugin = ["-p", "patched_apps"]
+    off = {"CHORDGUARD_COMPAT_OFF": "counted_parts chord_failures"}
+    for report, plugins, env in zip(reports, ([], plugin, plugin), ({}, {}, off), strict=True):
         with session.chdir(source):
             session.run(
                 *("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"),
-                *("-p", "celery.contrib.pytest", *plugin),
+                *("-p", "celery.contrib.pytest", *plugins),
                 *(session.posargs or CELERY_TESTS),
-                env={"PYTHONPATH": str(ROOT / "tests" / "compat")},
+                env={"PYTHONPATH": str(ROOT / "tests" / "compat"), **env},
                 success_codes=[0, 1],
             )
     session.run("python", str(ROOT / "tests" / "compat" / "compare.py"), *map(str, reports))
+
+
+@nox.session
+@nox.parametrize("celery", ENDS)
+def canvases(session: nox.Session, celery: str) -> None:
+    """Run 300 random canvases on each backend and compare each with a plain evaluation."""
+    install_wheel(session, "test", celery_group(celery))
+    session.run("python", "-m", "tests.canvases", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("celery", ENDS)
+def examples(session: nox.Session, celery: str) -> None:
+    """Run the examples for Django, FastAPI, Kubernetes and Grafana against real chords."""
+    install_wheel(session, "test", "examples", celery_group(celery))
+    session.run("python", "-m", "pytest", "tests/monitoring/test_examples.py", *session.posargs)
 
 
 @nox.session
@@ -129,6 +152,24 @@ def chaos(session: nox.Session, celery: str) -> None:
     """Kill workers, cut connections: each chord is accounted for at the end."""
     install_wheel(session, "test", celery_group(celery))
     session.run("python", "-m", "tests.chaos", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("celery", ENDS)
+def fleets(session: nox.Session, celery: str) -> None:
+    """Run fleets in which not all have the patches, or the same Celery."""
+    install_wheel(session, "test", celery_group(celery))
+    session.run("python", "-m", "tests.fleets")
+    (other,) = set(ENDS) - {celery}
+    folder = Path(session.create_tmp()).resolve() / other
+    session.run("python", "-m", "venv", str(folder))
+    python = str(folder / "bin" / "python")
+    wheel = f"chordguard @ {built_wheel(session).as_uri()}"
+    session.run(python, "-m", "pip", "install", "--quiet", wheel, *versions("test"), external=True)
+    session.run(
+        *(python, "-m", "pip", "install", "--quiet", *versions(celery_group(other))), external=True
+    )
+    session.run("python", "-m", "tests.fleets", "--other", python)
 
 
 @nox.session
@@ -177,7 +218,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typing(session: nox.Session) -> None:
     """Check the types of the package."""
-    session.install("-e", ".[demo]", *versions("typing", celery_group(CELERIES[-1])))
+    session.install("-e", ".[demo,metrics]", *versions("typing", celery_group(CELERIES[-1])))
     session.run("mypy", *session.posargs)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tests.harness import Clusters
 from tests.servers import Servers
 
-from benchmarks import redis, sql, watchdog
+from benchmarks import redis, sql, survey, watchdog
 from benchmarks.lanes import canvas, fresh_producer, pair, run_many, statements, timed, until_done
 from chordguard import install_patches, uninstall_patches
 
@@ -158,6 +158,7 @@ BENCHMARKS: dict[str, Callable[[Clusters], Iterator[tuple[str, bool]]]] = {
     "sql_stragglers": sql.stragglers,
     "sql_crowd": sql.crowd,
     "sql_duplicates": sql.duplicates,
+    "survey": survey.survey,
 }
 
 if __name__ == "__main__":

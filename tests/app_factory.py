@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from celery import Celery
+from celery import VERSION, Celery
 from kombu import Exchange, Queue
 
 from tests import old_celery  # noqa: F401 - has to come before Celery looks for backends
@@ -22,6 +22,8 @@ def make_app(config: dict[str, Any], patched: bool) -> Celery:
     """
     app = Celery(config["name"])
     app.conf.update(config["settings"])
+    if app.conf.result_backend.startswith("redis") and VERSION[:2] < (5, 3):
+        app.conf.result_backend = f"tests.old_redis:PrefixedRedisBackend+{app.conf.result_backend}"
     if app.conf.broker_url.startswith("amqp"):
         name = config["name"]
         app.conf.task_queues = [

@@ -10,6 +10,7 @@ import importlib
 import os
 import random
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +54,22 @@ def arrange(faults: dict[str, Any]) -> None:
 
 
 def keep_journal(backend: str, path: str) -> None:
-    """Add a line to the file for each body that was published and each chord that was forgotten."""
+    """Add a line to the file for each part counted, body published, and chord forgotten.
+
+    It says what was done, the id of the chord's body ("published") or header, and when.
+    """
 
     def note(name: str, line_of: Any) -> None:
         def wrapper(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
             answer = wrapped(*args, **kwargs)
-            append(path, line_of(args))
+            append(path, f"{line_of(args)} {time.time():.3f}")
             return answer
 
         module, _, function = STEPS[backend][name].partition(":")
         importlib.import_module(module)
         wrapt.wrap_function_wrapper(module, function, wrapper)
 
+    note("count", lambda args: f"counted {args[0]}")
     note("publish", lambda args: f"published {args[1].id}")
     note("close", lambda args: f"closed {args[0]}")
 

@@ -63,16 +63,20 @@ class Spawned:
     ) -> None:
         self.log = folder / "server.log"
         self.stop_signal = stop_signal
+        self._args, self._folder, self._user, self._env = args, folder, user, env
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [os.fspath(arg) for arg in args],
-                cwd=folder,
+            return subprocess.Popen(
+                [os.fspath(arg) for arg in self._args],
+                cwd=self._folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, **(env or {}), "HOME": str(folder)},
-                **as_user(user),
+                env={**os.environ, **(self._env or {}), "HOME": str(self._folder)},
+                **as_user(self._user),
             )
 
     def check(self) -> None:
@@ -94,6 +98,12 @@ class Spawned:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
+    def restart(self, away: float) -> None:
+        """Kill the process without a warning and start it again after `away` seconds."""
+        self.kill()
+        time.sleep(away)
+        self.process = self._start()
+
 
 @dataclass
 class Server:
@@ -109,6 +119,12 @@ class Server:
 
     def describe(self) -> str:
         return f"{self.kind.name} {self.version} ({self.origin})"
+
+    def restart(self, away: float) -> None:
+        """Crash a server that was started here; return when it answers again."""
+        for process in self.processes:
+            process.restart(away)
+        self.kind.wait_until_up(self.url, self.processes)
 
     def stop(self) -> None:
         """Stop the server if it was started here."""
@@ -229,6 +245,7 @@ class Redis(ServerKind):
     variable = "CHORDGUARD_REDIS_URL"
     usual = ("redis://127.0.0.1:6379/0",)
     users = ("redis", "valkey", "nobody")
+    persistence: ClassVar[str] = "--appendonly no"
 
     def probe(self, url: str) -> str:
         with contextlib.closing(
@@ -245,11 +262,17 @@ class Redis(ServerKind):
 
     def launch(self, program: Path, folder: Path, user: str | None, port: int) -> list[Spawned]:
         program = reachable(program, program, folder, user)
-        options = f"--port {port} --bind 127.0.0.1 --save  --appendonly no --dir {folder}"
+        options = f"--port {port} --bind 127.0.0.1 --save  {self.persistence} --dir {folder}"
         return [Spawned([program, *options.split(" ")], folder, user)]
 
     def url_of(self, port: int) -> str:
         return f"redis://127.0.0.1:{port}/0"
+
+
+class DurableRedis(Redis):
+    """Redis or Valkey that knows after a crash what it knew before."""
+
+    persistence = "--appendonly yes"
 
 
 class SQLKind(ServerKind):
@@ -453,6 +476,11 @@ class Servers:
         if isinstance(found, ServerAbsent):
             raise found
         return found
+
+    def start(self, name: str, kind: ServerKind | None = None) -> Server:
+        """Start a server `name` that is used by nobody else, also where one runs."""
+        server = self._found[name] = (kind or KINDS[name]).start()
+        return server
 
     @property
     def used(self) -> list[Server]:

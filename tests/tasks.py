@@ -27,6 +27,8 @@ PREFIX = "tests."
 POLL_INTERVAL = 0.02
 #: Seconds after which a straggler whose file never comes gives up.
 STRAGGLER_DEADLINE = 60.0
+#: Seconds that a slow step of a random canvas takes.
+SLOW = 0.05
 
 _declared: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {}
 
@@ -214,6 +216,15 @@ def store_then_ignore(self, state, result):
     raise Ignore
 
 
+@task(bind=True)
+def send_again(self, x):
+    """Return `x` in a second run under the same id, which the first sends before it is ignored."""
+    if self.request.retries:
+        return x
+    self.signature_from_request(self.request, retries=1).apply_async()
+    raise Ignore
+
+
 @task(acks_late=True)
 def reject(requeue=False):
     raise Reject("rejected", requeue=requeue)
@@ -326,3 +337,31 @@ def retry_late(self, x):
         while self.AsyncResult(self.request.id).state != "SUCCESS" and time.monotonic() < end:
             time.sleep(POLL_INTERVAL)
         raise
+
+
+# The tasks of random canvases, see `tests.canvases`
+
+
+@task()
+def step(*given, name, does):
+    """Return the name and what was given, unless it `does` something else."""
+    if does == "fails":
+        raise ValueError(name)
+    if does == "raises_ignore":
+        raise Ignore
+    if does == "sleeps":
+        time.sleep(SLOW)
+    return [name, *given]
+
+
+@task(ignore_result=True)
+def forgotten_step(*given, name, does):
+    return [name, *given]
+
+
+@task(bind=True)
+def replaced_step(self, *given, node):
+    """Replace itself by a canvas that is given as data."""
+    from tests.canvases.model import build
+
+    return self.replace(build(node, named(self.app)))

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
         UntestedCeleryWarning,
     )
     from .failures import is_chord_error, raise_if_errors, split_results, to_exception
+    from .health import check_stuck_chords, get_active_chords, health_check
+    from .monitoring import setup_periodic_monitoring
     from .policy import strict, tolerant
     from .repairing import repair
 
@@ -31,12 +33,16 @@ __all__ = (
     "Report",
     "SettingError",
     "UntestedCeleryWarning",
+    "check_stuck_chords",
     "diagnose",
+    "get_active_chords",
+    "health_check",
     "install_patches",
     "is_chord_error",
     "patch_report",
     "raise_if_errors",
     "repair",
+    "setup_periodic_monitoring",
     "split_results",
     "strict",
     "to_exception",
@@ -61,6 +67,8 @@ _HOMES = {
     ),
     "diagnosis": ("Diagnosis", "diagnose"),
     "failures": ("is_chord_error", "raise_if_errors", "split_results", "to_exception"),
+    "health": ("check_stuck_chords", "get_active_chords", "health_check"),
+    "monitoring": ("setup_periodic_monitoring",),
     "repairing": ("repair",),
     "policy": ("strict", "tolerant"),
 }

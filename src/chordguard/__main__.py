@@ -1,56 +1,30 @@
-"""The commands of ``python -m chordguard``."""
+"""``python -m chordguard``: the commands of ``celery chords``, and the demo."""
 
 from __future__ import annotations
-
-import sys
 
 import click
 
 from . import __version__
+from .cli import HELP, Commands
 
-#: Nothing is wrong.
-FINE = 0
-#: Something dangerous was found, or the demo did not go as it should.
-WRONG = 1
-#: The command was not understood, or what it needs is not there.
-UNUSABLE = 2
+#: The demo went as it should, or not, or could not run.
+FINE, WRONG, UNUSABLE = 0, 1, 2
 
 
-@click.group()
+@click.group(cls=Commands, help=HELP)
 @click.version_option(__version__, prog_name="chordguard")
-def main() -> None:
-    """Celery chords that end: look at an app, prepare its database, or see the patches at work."""
+@click.option("-A", "--app", "name", metavar="APP", help="The app: proj[.module[:app]].")
+@click.option("--json", "is_json", is_flag=True, help="Print JSON, also after the command.")
+@click.pass_context
+def main(ctx: click.Context, name: str | None, is_json: bool) -> None:
+    """Remember what all commands share."""
+    ctx.meta["chordguard.app"] = name
+    ctx.meta["chordguard.json"] = is_json
 
 
 @main.command()
-@click.option(
-    "-A", "--app", "name", required=True, metavar="APP", help="The app: proj[.module[:app]]."
-)
-def doctor(name: str) -> None:
-    """Report the patches of an app and what is dangerous in its settings.
-
-    The app is loaded as by `celery -A`; nothing is started. Exit status: 0 nothing found,
-    1 something dangerous found, 2 the app cannot be loaded.
-    """
-    from ._install import patch_report
-    from .doctor import CannotLoad, examine, load_app
-
-    try:
-        app = load_app(name)
-    except CannotLoad as exc:
-        _say(str(exc))
-        sys.exit(UNUSABLE)
-    findings = examine(app)
-    _print(str(patch_report(app)))
-    for finding in findings:
-        _print(f"\n{finding}")
-    count = len(findings)
-    _say(f"\n{count} dangerous finding{'' if count == 1 else 's'}")
-    sys.exit(WRONG if findings else FINE)
-
-
-@main.command()
-def demo() -> None:
+@click.pass_context
+def demo(ctx: click.Context) -> None:
     """Run chords that Celery alone loses, with and without the patches, and compare.
 
     Needs no server: pip install "chordguard[demo]". Takes less than a minute. Exit status:
@@ -61,54 +35,9 @@ def demo() -> None:
     try:
         is_right = run()
     except CannotRun as exc:
-        _say(str(exc))
-        sys.exit(UNUSABLE)
-    sys.exit(FINE if is_right else WRONG)
-
-
-@main.command()
-@click.option(
-    "--dialect",
-    required=True,
-    type=click.Choice(["mariadb", "mysql", "postgresql", "sqlite"]),
-    help="The database.",
-)
-@click.option(
-    "-A", "--app", "name", metavar="APP", help="Use the table names and schemas of this app."
-)
-def ddl(dialect: str, name: str | None) -> None:
-    """Print the statements that create the tables in which chords are counted.
-
-    For a database in which the application may not create tables. Nothing is executed. Exit
-    status: 0 printed, 2 the app cannot be loaded or SQLAlchemy is not installed.
-    """
-    from .doctor import CannotLoad, load_app
-
-    try:
-        from .ledger.database import Tables
-
-        statements = Tables.of(load_app(name) if name else None).ddl(dialect)
-    except ImportError as exc:
-        _say(f'{exc}: pip install "chordguard[sqlalchemy]"')
-        sys.exit(UNUSABLE)
-    except CannotLoad as exc:
-        _say(str(exc))
-        sys.exit(UNUSABLE)
-    for statement in statements:
-        click.echo(f"{statement};\n")
-
-
-def _print(text: str) -> None:
-    from .doctor import without_passwords
-
-    click.echo(without_passwords(text))
-
-
-def _say(text: str) -> None:
-    """Talk to the user, beside the data."""
-    from .doctor import without_passwords
-
-    click.echo(without_passwords(text), err=True)
+        click.echo(str(exc), err=True)
+        ctx.exit(UNUSABLE)
+    ctx.exit(FINE if is_right else WRONG)
 
 
 if __name__ == "__main__":

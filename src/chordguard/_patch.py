@@ -106,15 +106,21 @@ class Patch:
         name: The name shared by module, switch (``chord_fix_<name>``), test and README row.
         defects: Ids of the defects that it mends, as the README's table lists them.
         symptom: What a user sees without it, in one line.
-        until: The first Celery version that does not have the defect; None: all have it.
+        since: The first Celery version that has the defect; None: all have it.
+        until: The first Celery version after it that does not; None: all have it.
         driver: The optional package without which the target cannot be imported.
+        mended: Of its defects those that Celery mends earlier, with the version that does.
+        arisen: Of its defects those that came with a later Celery, with that version.
     """
 
     name: str
     defects: tuple[str, ...]
     symptom: str
+    since: Version | None = None
     until: Version | None = None
     driver: str | None = None
+    mended: dict[str, Version] = field(default_factory=dict)
+    arisen: dict[str, Version] = field(default_factory=dict)
     targets: list[Target] = field(default_factory=list)
     task_targets: list[TaskTarget] = field(default_factory=list)
 
@@ -162,7 +168,19 @@ class Patch:
 
     def is_needed(self) -> bool:
         """Tell whether the installed Celery has the defect."""
-        return self.until is None or celery_version() < self.until
+        version = celery_version()
+        return (self.since or version) <= version < (self.until or (sys.maxsize,))
+
+    def defects_here(self) -> tuple[str, ...]:
+        """Return those of its defects that the installed Celery has."""
+        if not self.is_needed():
+            return ()
+        version = celery_version()
+        return tuple(
+            defect
+            for defect in self.defects
+            if self.arisen.get(defect, version) <= version < self.mended.get(defect, (sys.maxsize,))
+        )
 
     def is_active(self, app: Any) -> bool:
         """Tell whether the fix acts for `app` now."""
@@ -267,6 +285,9 @@ def _outcome(patch: Patch, app: Celery) -> Outcome:
     if not is_patched(app):
         return line("skipped", "the patches are not installed for this app")
     if not patch.is_needed():
+        if patch.since is not None and celery_version() < patch.since:
+            version = ".".join(map(str, patch.since))
+            return line("skipped", f"not needed: it came with Celery {version}")
         version = ".".join(map(str, patch.until or ()))
         return line("skipped", f"not needed: mended in Celery {version}")
     if app.configured and not settings.get(app, patch.setting):

@@ -6,6 +6,7 @@ Nothing here imports a driver: a backend object brings its own.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,21 +14,29 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
 from celery import states
+from celery.app.backends import by_url
+from kombu.utils.url import maybe_sanitize_url
 
 if TYPE_CHECKING:
     from celery import Celery
 
 __all__ = (
     "StoredResult",
+    "address",
     "announce",
+    "bounded",
     "chunks",
+    "create_tables",
     "database_module",
+    "disconnect",
+    "errors",
     "is_database",
     "is_redis",
     "is_supported",
     "read_metas",
     "read_results",
     "ready_states",
+    "select",
     "silence",
     "why_unsupported",
     "with_retries",
@@ -35,8 +44,14 @@ __all__ = (
 
 T = TypeVar("T")
 
+_REDIS = ("celery.backends.redis", "RedisBackend")
+_DATABASE = ("celery.backends.database", "DatabaseBackend")
+
 #: How many results one statement, or one command, reads.
 CHUNK = 500
+
+#: How often tables are tried to be created, since several processes may do so at once.
+CREATE_ATTEMPTS = 6
 
 
 @dataclass(frozen=True)
@@ -64,12 +79,12 @@ class StoredResult:
 
 def is_redis(backend: Any) -> bool:
     """Tell whether `backend` is Celery's Redis backend, or made from it (Sentinel)."""
-    return _is_a(backend, "celery.backends.redis", "RedisBackend")
+    return isinstance(backend, _class(*_REDIS))
 
 
 def is_database(backend: Any) -> bool:
     """Tell whether `backend` is Celery's SQLAlchemy backend, or made from it."""
-    return _is_a(backend, "celery.backends.database", "DatabaseBackend")
+    return isinstance(backend, _class(*_DATABASE))
 
 
 def is_supported(backend: Any) -> bool:
@@ -78,21 +93,114 @@ def is_supported(backend: Any) -> bool:
 
 
 def why_unsupported(app: Celery) -> str | None:
-    """Return why chords of `app` stay as they are, or None where its backend is supported."""
+    """Return why chords of `app` stay as they are, or None where its backend is supported.
+
+    It looks at the backend's class: from Celery 5.6 on one of a database connects when it is made.
+    """
     try:
-        backend = app.backend
+        kind, _ = by_url(app.backend_cls or app.conf.result_backend, app.loader)
     except Exception as exc:  # noqa: BLE001 - whatever a driver raises
         return f"the result backend cannot be loaded: {exc}"
-    if is_supported(backend):
+    supported = [_class(*path) for path in (_REDIS, _DATABASE)]
+    if any(issubclass(kind, each) for each in supported):
         return None
-    name = type(backend).__name__
-    if name == "DisabledBackend":
+    if kind.__name__ == "DisabledBackend":
         return "the app has no result backend: Celery cannot run chords without one"
     return (
-        f"the result backend {type(backend).__module__}.{name} is not supported: failed "
+        f"the result backend {kind.__module__}.{kind.__name__} is not supported: failed "
         "members are not tolerated there and polls are not bounded; expected redis://, "
         "sentinel:// or db+..., with Celery's own backends"
     )
+
+
+def bounded(app: Celery, seconds: float) -> Any:
+    """Return another result backend of `app`, for whom cannot wait.
+
+    What does not answer within some `seconds` is given up, and nothing is tried again.
+    """
+    stock, url = by_url(app.backend_cls or app.conf.result_backend, app.loader)
+    kind: Any = type(stock.__name__, (_Bounded, stock), {})
+    if not issubclass(kind, _class(*_DATABASE)):
+        backend = kind(app=app, url=url)
+        if is_redis(backend):
+            backend.connparams.update(socket_connect_timeout=seconds, socket_timeout=seconds)
+        return backend
+    # From 5.7 on it connects when it is made.
+    options = dict(app.conf.database_engine_options or {})
+    given = options.get("connect_args") or {}
+    options["connect_args"] = {**given, **_bound_of_driver(url, seconds)}
+    backend = kind(app=app, url=url, engine_options=options)
+    # Before 5.7 the app's own options are the stronger ones.
+    backend.engine_options = options
+    backend.chordguard_sessions = manager = database_module().SessionManager()
+    # Else it tries ten times to create Celery's tables; and connects anew for each statement.
+    manager.prepared = manager.forked = True
+    backend.ResultSession = lambda own=manager: kind.ResultSession(backend, own)
+    return backend
+
+
+class _Bounded:
+    """What a result backend does not try again."""
+
+    def ensure(self, operation: Callable[..., T], args: Sequence[Any], **_: Any) -> T:
+        return operation(*args)
+
+    def _create_tables(self) -> None:
+        """From 5.6 on they are created when the backend is made, which connects."""
+
+    def _ensure_retryable(self, operation: Callable[..., T], *args: Any, **options: Any) -> T:
+        # From 5.7 on.
+        for name in ("fallback_exc", "fallback_msg", "max_retries"):
+            options.pop(name, None)
+        return operation(*args, **options)
+
+
+def _bound_of_driver(url: str, seconds: float) -> dict[str, Any]:
+    """Return what a database driver is told, so that it gives up."""
+    from sqlalchemy.engine import make_url
+
+    parsed = make_url(url)
+    driver = parsed.get_driver_name()
+    if driver.startswith("psycopg"):
+        # libpq takes whole seconds, two at least.
+        bound: dict[str, Any] = {"connect_timeout": max(2, round(seconds))}
+        if "options" not in parsed.query:
+            bound["options"] = f"-c statement_timeout={round(seconds * 1000)}"
+        return bound
+    if driver in ("pymysql", "mysqldb"):
+        names = ("connect_timeout", "read_timeout", "write_timeout")
+        return dict.fromkeys(names, max(1, round(seconds)))
+    return {"timeout": seconds} if driver in ("pysqlite", "sqlite3") else {}
+
+
+def errors(backend: Any) -> tuple[type[Exception], ...]:
+    """Return what the driver of `backend` raises where it cannot be read."""
+    if is_redis(backend):
+        error: type[Exception] = backend.redis.exceptions.RedisError
+        return (error, *backend.connection_errors)
+    if is_database(backend):
+        from sqlalchemy.exc import SQLAlchemyError
+
+        return (SQLAlchemyError,)
+    return (OSError,)
+
+
+def address(app: Celery) -> str:
+    """Return where the results of `app` are, without a password."""
+    try:
+        _, url = by_url(app.backend_cls or app.conf.result_backend, app.loader)
+        return str(maybe_sanitize_url(url)).partition("?")[0]
+    except Exception:  # noqa: BLE001 - one that cannot be read is not shown
+        return "of the app"
+
+
+def disconnect(backend: Any) -> None:
+    """Give up the connections of a :func:`bounded` backend."""
+    if is_redis(backend) and "client" in vars(backend):
+        backend.client.connection_pool.disconnect()
+    if is_database(backend):
+        for engine in backend.chordguard_sessions._engines.values():
+            engine.dispose()
 
 
 def read_results(backend: Any, task_ids: Sequence[str]) -> dict[str, StoredResult]:
@@ -119,7 +227,7 @@ def ready_states(backend: Any, task_ids: Sequence[str]) -> dict[str, str]:
     for chunk in chunks(task_ids):
         task = backend.task_cls
         found.update(
-            _select(
+            select(
                 backend,
                 (task.task_id, task.status),
                 task.task_id.in_(chunk) & task.status.in_(sorted(states.READY_STATES)),
@@ -201,10 +309,9 @@ def _waiting_for(backend: Any, task_id: str) -> Iterator[Any]:
             yield waiter
 
 
-def _is_a(backend: Any, module: str, name: str) -> bool:
-    # A class whose module was never imported has no instances.
-    cls = getattr(sys.modules.get(module), name, None)
-    return cls is not None and isinstance(backend, cls)
+def _class(module: str, name: str) -> Any:
+    """Return a class; for one whose module was never imported a tuple of none."""
+    return getattr(sys.modules.get(module), name, ())
 
 
 def chunks(items: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -230,7 +337,7 @@ def _read_from_database(backend: Any, task_ids: Sequence[str]) -> Iterator[Store
     task = backend.task_cls
     # From 5.7 the column holds bytes in the result serializer, before that Python objects.
     decode = getattr(backend, "_decode_stored_result", None) or _as_it_is
-    for task_id, state, value in _select(
+    for task_id, state, value in select(
         backend, (task.task_id, task.status, task.result), task.task_id.in_(task_ids)
     ):
         yield StoredResult(task_id, state, decode(value))
@@ -240,22 +347,43 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
-def _select(backend: Any, columns: Iterable[Any], condition: Any) -> list[Any]:
-    def select() -> list[Any]:
+def select(backend: Any, columns: Iterable[Any], condition: Any) -> list[Any]:
+    """Return the rows of a database backend that meet a condition, retried by its own policy."""
+
+    def read_rows() -> list[Any]:
         session = backend.ResultSession()
         with database_module().session_cleanup(session):
             return list(map(tuple, session.query(*columns).filter(condition)))
 
-    return with_retries(backend, select)
+    return with_retries(backend, read_rows)
 
 
 def with_retries(backend: Any, operation: Callable[[], T]) -> T:
     """Run `operation` under the database backend's own retry policy."""
+    if isinstance(backend, _Bounded):
+        return operation()
     if hasattr(backend, "_ensure_retryable"):  # 5.7
         result: T = backend._ensure_retryable(operation)
     else:
         result = database_module().retry(operation)()
     return result
+
+
+def create_tables(metadata: Any, engine: Any) -> Any:
+    """Create the tables that are not there; return the `DatabaseError` if that was not possible."""
+    from sqlalchemy.exc import DatabaseError
+
+    error = None
+    for attempt in range(CREATE_ATTEMPTS):
+        try:
+            metadata.create_all(engine)
+        except DatabaseError as exc:
+            # Another process may just be creating them.
+            error = exc
+            time.sleep(0.01 * 2**attempt)
+        else:
+            return None
+    return error
 
 
 def database_module() -> Any:

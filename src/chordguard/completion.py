@@ -7,6 +7,7 @@ that waits for a chord that cannot end well. Nothing here knows a version of Cel
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from kombu.utils.encoding import safe_repr
 from . import signals
 from .backends import StoredResult
 from .errors import ChordMemberLost
-from .failures import describe, record_of
+from .failures import describe, record_of, to_exception
 from .ledger.model import Header, header_of, leaf_ids
 from .policy import tolerates
 
@@ -31,17 +32,28 @@ __all__ = (
     "call_errbacks",
     "collect",
     "fail",
+    "fail_chained",
     "finish",
     "header_of",
+    "is_awaited",
     "leaf_ids",
+    "left_to_chord",
     "left_to_outer",
     "return_part",
     "settle",
     "task_ids",
+    "tell_end",
     "waiting_for",
+    "with_errbacks_once",
 )
 
 logger = logging.getLogger("chordguard")
+
+#: How many failed members the error of a strict chord names beside the first one.
+NAMED = 100
+
+#: How many characters it has for each of them.
+LINE = 240
 
 
 def collect(header: Header, results: Mapping[str, StoredResult], policy: Policy) -> list[Any]:
@@ -75,9 +87,10 @@ def collect(header: Header, results: Mapping[str, StoredResult], policy: Policy)
 
     gathered = gather(header)
     if not policy.allows(len(failures), size):
-        raise ChordError(
+        raise _caused_by(
+            to_exception(failures[0]),
             f"{len(failures)} of {size} header tasks failed, "
-            f"{_allowance(policy)}: {'; '.join(map(describe, failures))}"
+            f"{_allowance(policy)}: {'; '.join(map(describe, failures))}",
         )
     return gathered
 
@@ -89,6 +102,8 @@ def finish(
     results: Mapping[str, StoredResult],
     policy: Policy,
     *,
+    group_id: str,
+    started: float | None = None,
     settled: str | None = None,
     is_tried_again: bool = False,
 ) -> None:
@@ -100,6 +115,8 @@ def finish(
         header: The members' ids, nested as the header is.
         results: The members' stored results by id; a member that is not there is lost.
         policy: The chord's error policy.
+        group_id: The chord.
+        started: When it started (Unix time), if that is known.
         settled: For a chord that ends before its members are done: the sentence that says why,
             with which the error of a strict chord begins.
         is_tried_again: Whether the caller tries again when the broker is away.
@@ -107,16 +124,20 @@ def finish(
     Raises:
         kombu.exceptions.OperationalError: The broker is away and it `is_tried_again`.
     """
+    errors = sum(id_ not in results or results[id_].failed for id_ in set(leaf_ids(header)))
+    outcome = signals.FAILED
     try:
         if not policy.tolerate:
             _check_strictly(app.backend, header, results, settled)
         gathered = collect(header, results, policy)
+        body = with_errbacks_once(app, body)
         # From 5.7 on Celery publishes a body again after a broker error.
         publish = getattr(app.amqp, "_retry_publish", None)
         if publish is None:
             body.delay(gathered)
         else:
             publish(body.delay, gathered)
+        outcome = signals.TOLERATED if errors else signals.SUCCEEDED
     except ChordError as exc:
         fail(app.backend, body, exc)
     except Exception as exc:
@@ -124,6 +145,20 @@ def finish(
             raise
         logger.exception("The body of a chord cannot be published")
         fail(app.backend, body, _caused_by(exc, f"Callback error: {safe_repr(exc)}"))  # type: ignore[no-untyped-call]
+    tell_end(app, group_id, outcome, errors, started)
+
+
+def tell_end(
+    app: Celery, group_id: str, outcome: str, errors: int = 0, started: float | None = None
+) -> None:
+    """Send the signal `chord_ended`; for the arguments see there."""
+    signals.chord_ended.send(
+        sender=app,
+        group_id=group_id,
+        outcome=outcome,
+        errors=errors,
+        seconds=None if started is None else max(0.0, time.time() - started),
+    )
 
 
 def _check_strictly(
@@ -131,29 +166,47 @@ def _check_strictly(
 ) -> None:
     """Raise what a strict chord fails with, unless all its members succeeded.
 
-    As in Celery the error names the first failed member, and is caused by its error.
+    As in Celery the error begins with the first failed member, and is caused by its error; then
+    it names the others.
     """
     ids = list(leaf_ids(header))
     missing = [task_id for task_id in ids if task_id not in results]
+    if settled is None:
+        found = [results.get(task_id) or lost(task_id) for task_id in ids]
+    else:
+        found = [results[task_id] for task_id in ids if task_id in results]
+    failed = [result for result in found if result.failed]
     if settled is not None and missing:
-        failed = [
-            describe(record_of(results[task_id], index))
-            for index, task_id in enumerate(ids)
-            if task_id in results and results[task_id].failed
-        ]
         message = (
             f"{settled}: no result of {len(missing)} of {len(ids)} header tasks: "
             f"{', '.join(missing)}"
         )
-        raise ChordError(message + (f"; failed: {'; '.join(failed)}" if failed else ""))
-    for task_id in ids:
-        result = results.get(task_id) or lost(task_id)
-        if result.failed:
-            cause = result.value
-            if not isinstance(cause, BaseException):
-                cause = backend.exception_to_python(cause)
-            text: str = safe_repr(cause)  # type: ignore[no-untyped-call]
-            raise _caused_by(cause, f"Dependency {task_id} raised {text}")
+        if not failed:
+            raise ChordError(message)
+        raise _caused_by(_cause_of(backend, failed[0]), f"{message}; failed: {_named(failed)}")
+    if failed:
+        cause = _cause_of(backend, failed[0])
+        text: str = safe_repr(cause)  # type: ignore[no-untyped-call]
+        message = f"Dependency {failed[0].task_id} raised {text}"
+        if len(failed) > 1:
+            message += f"; also failed: {_named(failed[1:])}"
+        raise _caused_by(cause, message)
+
+
+def _cause_of(backend: Any, result: StoredResult) -> BaseException:
+    cause = result.value
+    if not isinstance(cause, BaseException):
+        cause = backend.exception_to_python(cause)
+    return cause if isinstance(cause, BaseException) else to_exception(record_of(result, None))
+
+
+def _named(failed: Sequence[StoredResult]) -> str:
+    """Return a line that names each failed member and its error, as far as they are readable."""
+    lines = [describe(record_of(result, None)) for result in failed[:NAMED]]
+    lines = [line if len(line) <= LINE else f"{line[:LINE]}..." for line in lines]
+    if len(failed) > NAMED:
+        lines.append(f"and {len(failed) - NAMED} more")
+    return "; ".join(lines)
 
 
 def lost(task_id: str) -> StoredResult:
@@ -181,6 +234,22 @@ def fail(backend: Any, body: Any, exc: BaseException) -> None:
     signals.chord_failed.send(sender=backend.app, body=body, exception=exc)
     call_errbacks(backend, body, next(reversed(task_ids(leaves)), None), exc)
     settle(backend, leaves, exc)
+
+
+def is_awaited(request: Any) -> bool:
+    """Tell whether a chord waits for a task, or for what is chained after it."""
+    return bool(request.chord or _chord_of(_chained_after(request)))
+
+
+def fail_chained(backend: Any, request: Any, exc: BaseException) -> None:
+    """Fail what is chained after a task that does not go on, and return its parts.
+
+    Arguments:
+        backend: The result backend.
+        request: The request of the task.
+        exc: Why it does not go on.
+    """
+    settle(backend, list(_chained_after(request)), exc)
 
 
 def task_ids(leaves: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -214,18 +283,46 @@ def waiting_for(signature: Any, *, follow_chain: bool = True) -> Iterator[Mappin
     """
     kind = signature.get("subtask_type")
     kwargs = signature.get("kwargs") or {}
-    if kind in ("group", "chain"):
-        for task in kwargs.get("tasks") or ():
+    tasks = list(kwargs.get("tasks") or ())
+    if kind == "group":
+        for task in tasks:
+            yield from waiting_for(_in_place_of(signature, task))
+    elif kind == "chain":
+        for task in tasks[:-1]:
             yield from waiting_for(task)
+        for task in tasks[-1:]:
+            yield from waiting_for(_in_place_of(signature, task))
     elif kind == "chord":
         if kwargs.get("body"):
-            yield from waiting_for(kwargs["body"])
+            yield from waiting_for(_in_place_of(signature, kwargs["body"]))
     else:
         yield signature
     if follow_chain:
-        # The next step of a chain comes last.
-        for step in reversed((signature.get("options") or {}).get("chain") or ()):
-            yield from waiting_for(step)
+        yield from _steps((signature.get("options") or {}).get("chain"))
+
+
+def _in_place_of(whole: Mapping[str, Any], part: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the `part` that gives the result of `whole`, as a member of the same chord.
+
+    What takes a task's place is frozen before it is told of which chord that is a member; it tells
+    its parts only when it runs.
+    """
+    options = whole.get("options") or {}
+    if not options.get("chord") or (part.get("options") or {}).get("chord"):
+        return part
+    told = {key: options.get(key) for key in ("chord", "group_id", "group_index")}
+    return {**part, "options": {**(part.get("options") or {}), **told}}
+
+
+def _chained_after(request: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the simple signatures that would have run after the task of `request`."""
+    return _steps(request.chain)
+
+
+def _steps(chain: Sequence[Mapping[str, Any]] | None) -> Iterator[Mapping[str, Any]]:
+    # The next step of a chain comes last.
+    for step in reversed(chain or ()):
+        yield from waiting_for(step)
 
 
 def _request_of(signature: Mapping[str, Any]) -> Any:
@@ -265,7 +362,7 @@ def call_errbacks(
         request = _request_of(signature)
         request.id = request.id or task_id
         request.delivery_info = {"is_eager": is_eager}
-        request.errbacks = [errback for errback in request.errbacks if errback not in called]
+        request.errbacks = _each_once(request.errbacks, called)
         called.extend(request.errbacks)
         if request.errbacks:
             try:
@@ -279,11 +376,71 @@ def left_to_outer(app: Celery, body: Mapping[str, Any]) -> list[Any]:
 
     Celery links an errback of the outer chord to the bodies of the chords in its header, too.
     """
-    chords = ((leaf.get("options") or {}).get("chord") for leaf in waiting_for(body))
-    outer = next(filter(None, chords), None)
-    if outer is None or tolerates(app, outer):
+    outer = _chord_of(waiting_for(body))
+    return [] if outer is None or tolerates(app, outer) else _errbacks_of(outer)
+
+
+def with_errbacks_once(app: Celery, body: Any) -> Any:
+    """Return `body` with each errback of its own once, without what is left to the outer chord."""
+    errbacks = _as_list(body.options.get("link_error"))
+    kept = _each_once(errbacks, left_to_outer(app, body)) if errbacks else errbacks
+    if len(kept) == len(errbacks):
+        return body
+    body = body.clone()
+    body.options["link_error"] = kept
+    return body
+
+
+def left_to_chord(request: Any) -> list[Any]:
+    """Return the errbacks of a header task that are not its own: its chord calls them.
+
+    With ``task_allow_error_cb_on_chord_header`` Celery links copies of a chord's errback to the
+    tasks of its header.
+    """
+    copies = [errback for errback in _as_list(request.errbacks) if _is_copy(errback)]
+    if not copies:
         return []
-    return _as_list((outer.get("options") or {}).get("link_error"))
+    chord = request.chord or _chord_of(_chained_after(request))
+    called = [] if chord is None else _errbacks_of(chord)
+    return [copy for copy in copies if _as_linked(copy) in called]
+
+
+def _chord_of(leaves: Iterable[Mapping[str, Any]]) -> Any:
+    """Return the body of the chord of which the frozen signatures are members, if there is one."""
+    chords = ((leaf.get("options") or {}).get("chord") for leaf in leaves)
+    return next(filter(None, chords), None)
+
+
+def _errbacks_of(body: Mapping[str, Any]) -> list[Any]:
+    """Return the errbacks that are called when the chord with this `body` fails."""
+    return [
+        _as_linked(errback)
+        for signature in _with_inner(body)
+        for errback in _as_list((signature.get("options") or {}).get("link_error"))
+    ]
+
+
+def _each_once(errbacks: Iterable[Any], called: Sequence[Any]) -> list[Any]:
+    kept: list[Any] = []
+    for errback in map(_as_linked, errbacks):
+        if errback not in called and errback not in kept:
+            kept.append(errback)
+    return kept
+
+
+def _is_copy(errback: Mapping[str, Any]) -> bool:
+    # `clone(immutable=True)`, of which Celery makes an option, not an immutable signature.
+    return bool((errback.get("options") or {}).get("immutable"))
+
+
+def _as_linked(errback: Any) -> Any:
+    """Return the errback of which Celery linked the copy `errback`."""
+    if not _is_copy(errback):
+        return errback
+    options = {key: value for key, value in errback["options"].items() if key != "immutable"}
+    linked = errback.clone() if hasattr(errback, "clone") else dict(errback)
+    linked["options"] = options
+    return linked
 
 
 def _with_inner(signature: Any) -> Iterator[Mapping[str, Any]]:

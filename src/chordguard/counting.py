@@ -20,7 +20,7 @@ from celery.canvas import maybe_signature
 from celery.exceptions import ChordError
 from kombu.exceptions import OperationalError
 
-from . import backends, completion, settings
+from . import backends, completion, settings, signals
 from .ledger import model
 from .ledger.model import Claim, Ledger, Part
 from .policy import Policy
@@ -39,6 +39,7 @@ __all__ = (
     "end_from_part",
     "first_delay",
     "ledger_of",
+    "ledger_on",
     "next_delay",
     "part_of",
     "send_unlock",
@@ -58,10 +59,19 @@ _UNLOCK = UUID("b3c1cf9c-6b5c-4a8e-9a55-7d0f0e2f6a10")
 
 
 def ledger_of(backend: Any, *, asked: bool = True) -> Any:
-    """Return the ledger of a `backend`; None where there is none.
+    """Return the ledger of a `backend`; None where there is none, or it cannot be reached now.
 
     `asked` is whether the setting ``chord_ledger`` decides.
     """
+    try:
+        return ledger_on(backend, asked=asked)
+    except Exception:  # noqa: BLE001 - it is logged
+        warn_once("Chords are polled for now: the ledger cannot be reached")
+        return None
+
+
+def ledger_on(backend: Any, *, asked: bool = True) -> Any:
+    """Return what `ledger_of` returns, but raise what the driver raises."""
     if asked and not settings.get(backend.app, "chord_ledger"):
         return None
     if backends.is_redis(backend):
@@ -73,12 +83,8 @@ def ledger_of(backend: Any, *, asked: bool = True) -> Any:
     # It needs SQLAlchemy, without which there is no such backend.
     from .ledger.database import DatabaseLedger
 
-    try:
-        ledger = DatabaseLedger(backend)
-        return ledger if ledger.is_usable() else None
-    except Exception:  # noqa: BLE001 - it is logged
-        warn_once("Chords are polled for now: the ledger cannot be reached")
-        return None
+    ledger = DatabaseLedger(backend)
+    return ledger if ledger.is_usable() else None
 
 
 _warned: set[tuple[str, type | None]] = set()
@@ -193,7 +199,12 @@ def end_from_part(ledger: Ledger, claim: Claim, body: Mapping[str, Any]) -> None
 
 
 def end(
-    ledger: Ledger, claim: Claim, body: Mapping[str, Any], *, settled: str | None = None
+    ledger: Ledger,
+    claim: Claim,
+    body: Mapping[str, Any],
+    *,
+    settled: str | None = None,
+    takes_over: bool = False,
 ) -> bool:
     """End a chord that was claimed, and forget it.
 
@@ -202,6 +213,8 @@ def end(
         claim: The claim on it.
         body: Its body, which may be data.
         settled: Why it ends although members may be missing; they count as lost then.
+        takes_over: Whether somebody else may have ended it until just now: it is looked at once
+            more before its body is published.
 
     Returns:
         False when it cannot end yet: the result of a member is not stored although it was
@@ -212,9 +225,11 @@ def end(
     settled = settled and f"Chord {claim.group_id} was settled {settled}"
     try:
         with _renewed(ledger, claim) as is_ours:
+            started = _started(ledger, claim) if signals.chord_ended.receivers else None
             if settled and claim.header is None:
                 error = ChordError(f"{settled}: not all of its members are known")
                 completion.fail(app.backend, maybe_signature(body, app=app), error)
+                completion.tell_end(app, claim.group_id, signals.FAILED, started=started)
                 ledger.close(claim.group_id)
                 return True
             header, results = ledger.collect(claim)
@@ -223,7 +238,7 @@ def end(
                 logger.warning("Chord %s: no results yet of %s", claim.group_id, ", ".join(missing))
                 ledger.release(claim)
                 return False
-            if not is_ours():
+            if not is_ours(takes_over):
                 logger.warning("Chord %s: somebody else ends it", claim.group_id)
                 return False
             completion.finish(
@@ -232,6 +247,8 @@ def end(
                 header,
                 results,
                 Policy.of(app, body),
+                group_id=claim.group_id,
+                started=started,
                 settled=settled,
                 is_tried_again=settled is None,
             )
@@ -250,16 +267,29 @@ def end(
     return True
 
 
+def _started(ledger: Ledger, claim: Claim) -> float | None:
+    """Return when a chord started (Unix time), as far as that can be found out."""
+    try:
+        record = ledger.read(claim.group_id)
+    except Exception:  # noqa: BLE001 - it is logged
+        warn_once("It cannot be told how long chord %s took", claim.group_id)
+        return None
+    return None if record is None else record.created
+
+
 @contextmanager
-def _renewed(ledger: Ledger, claim: Claim) -> Iterator[Callable[[], bool]]:
-    """Renew a claim for as long as the block takes; yield what tells whether it is still ours."""
+def _renewed(ledger: Ledger, claim: Claim) -> Iterator[Callable[..., bool]]:
+    """Renew a claim for as long as the block takes; yield what tells whether it is still ours.
+
+    Told to (its argument), that asks the ledger at any rate, not only when it is time to renew.
+    """
     is_over = threading.Event()
     renewed = time.monotonic()
 
-    def is_ours() -> bool:
+    def is_ours(at_once: bool = False) -> bool:
         nonlocal renewed
         now = time.monotonic()
-        if now - renewed < model.CLAIM_SECONDS / 3:
+        if now - renewed < model.CLAIM_SECONDS / 3 and not at_once:
             return True
         try:
             if not ledger.renew(claim):

@@ -7,15 +7,16 @@ act on. `diagnose` asks the workers and the broker's queues, too, which takes lo
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import backends, completion, counting
-from .errors import LedgerMissing
+from . import backends, completion, counting, whereabouts
+from .errors import CannotTell, LedgerMissing
 from .ledger import model
-from .ledger.model import Header, Ledger, Record
-from .policy import Policy
+from .ledger.model import Header, Ledger, Outstanding, Record
+from .policy import timeout_of
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -32,8 +33,11 @@ __all__ = (
     "SIZE_MISSING",
     "UNKNOWN",
     "Diagnosis",
+    "bounded_ledger",
     "diagnose",
+    "diagnose_all",
     "examine",
+    "examine_all",
 )
 
 #: Members are being worked on, or wait for it; or the chord is just being ended.
@@ -71,11 +75,11 @@ KINDS = (
 #: patches does in two steps takes less.
 QUIET_SECONDS = 5.0
 
+#: Seconds after which whom somebody waits for is given up.
+GIVEN_UP_AFTER = 2.0
+
 #: The longest time, in seconds, between two looks at a chord.
 SLOWEST = 300.0
-
-#: Seconds for which `diagnose` waits for the workers to answer.
-ASKING_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class Diagnosis:
         body: The signature of the body; None where it is not known.
         idle: Seconds without progress.
         timeout: Seconds without progress after which the chord is settled; None: never.
-        missing: The members without a result.
+        missing: The members that were neither counted nor have a result, where that was asked.
         uncounted: The results of members whose parts were not counted.
         body_ids: The ids of the results that the body gives.
         evidence: Where members without a result were seen, by id.
@@ -109,6 +113,11 @@ class Diagnosis:
     uncounted: tuple[backends.StoredResult, ...] = ()
     body_ids: tuple[str, ...] = ()
     evidence: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Tell whether something is the matter with it for certain."""
+        return self.kind not in (RUNNING, UNKNOWN)
 
     @property
     def is_overdue(self) -> bool:
@@ -137,16 +146,44 @@ def examine(
         is_thorough: Look for results of members even if there was progress just now.
     """
     record = ledger.read(group_id)
+    found = [_unexamined(ledger, group_id, record, header, body)]
+    return _examined(ledger, found, is_thorough=is_thorough)[0]
+
+
+def examine_all(
+    ledger: Ledger, group_ids: Sequence[str], *, is_thorough: bool = False
+) -> list[Diagnosis]:
+    """Diagnose chords as `examine` does, with a few queries for all of them together.
+
+    Arguments:
+        ledger: Where they are counted.
+        group_ids: The chords.
+        is_thorough: Look for results of members even if there was progress just now.
+    """
+    records = ledger.read_all(group_ids)
+    found = [_unexamined(ledger, id_, records.get(id_)) for id_ in group_ids]
+    return _examined(ledger, found, is_thorough=is_thorough)
+
+
+def _unexamined(
+    ledger: Ledger,
+    group_id: str,
+    record: Record | None,
+    header: Header | None = None,
+    body: Mapping[str, Any] | None = None,
+) -> Diagnosis:
+    """Return what the ledger alone tells of a chord, which may be all."""
     if record is None:
         return Diagnosis(
             group_id,
             UNKNOWN,
             "the ledger does not know it: it has ended, or was started without the patches",
         )
+    app = ledger.backend.app
     now = time.time()
     if body is None and record.body is not None:
         try:
-            body = model.unpack_body(ledger.backend.app, record.body)
+            body = model.unpack_body(app, record.body)
         except Exception as exc:  # noqa: BLE001 - it is told
             reason = f"its body cannot be read: {type(exc).__name__}: {exc}"
             return Diagnosis(group_id, UNKNOWN, reason, record)
@@ -158,80 +195,101 @@ def examine(
         record.header if record.header is not None else header,
         body,
         idle=max(0.0, now - record.progressed),
-        timeout=None if body is None else Policy.of(ledger.backend.app, body).timeout,
+        timeout=None if body is None else timeout_of(app, body),
         body_ids=() if body is None else tuple(completion.task_ids(completion.waiting_for(body))),
     )
     if record.is_over:
         return replace(found, kind=BODY_DONE, reason="a worker without the patches has ended it")
     if record.claimed_until > now:
         return replace(found, reason="a worker is just ending it")
-    if record.is_complete or record.claimed_until:
-        return _when_complete(ledger, found, record)
-    return _when_incomplete(ledger, found, record, is_thorough)
+    return found
 
 
-def _when_complete(ledger: Ledger, found: Diagnosis, record: Record) -> Diagnosis:
-    published = _when_published(ledger, found)
-    if published is not None:
-        return published
+def _examined(ledger: Ledger, chords: Sequence[Diagnosis], *, is_thorough: bool) -> list[Diagnosis]:
+    """Look for the results that matter, and decide what is the matter with each chord."""
+    undecided = [found for found in chords if not found.reason]
+    headers = {
+        found.group_id: found.header
+        for found in undecided
+        if found.header is not None
+        and not _is_counted(found)
+        and (found.idle >= QUIET_SECONDS or is_thorough)
+    }
+    outstanding = ledger.outstanding(headers)
+    body_ids = [
+        task_id
+        for found in undecided
+        if _may_be_published(found, outstanding.get(found.group_id))
+        for task_id in found.body_ids
+    ]
+    bodies = backends.read_results(ledger.backend, body_ids)
+    return [
+        found
+        if found.reason
+        else _decided(found, outstanding.get(found.group_id), bodies, is_thorough)
+        for found in chords
+    ]
+
+
+def _is_counted(found: Diagnosis) -> bool:
+    """Tell whether all parts were counted, as far as anybody knew who claimed the chord."""
+    record = found.record
+    return record is not None and bool(record.is_complete or record.claimed_until)
+
+
+def _may_be_published(found: Diagnosis, outstanding: Outstanding | None) -> bool:
+    is_whole = outstanding is not None and not outstanding.missing
+    return is_whole or _is_counted(found) or found.is_overdue
+
+
+def _decided(
+    found: Diagnosis,
+    outstanding: Outstanding | None,
+    bodies: Mapping[str, backends.StoredResult],
+    is_thorough: bool,
+) -> Diagnosis:
+    """Name what is the matter with a chord; `bodies` are the results that bodies have."""
+    if outstanding is not None:
+        found = replace(found, missing=outstanding.missing, uncounted=outstanding.uncounted)
+    if _may_be_published(found, outstanding):
+        states = [f"{id_} is {bodies[id_].state}" for id_ in found.body_ids if id_ in bodies]
+        if states:
+            reason = f"its body has been published: {', '.join(states)}"
+            return replace(found, kind=BODY_DONE, reason=reason)
+    kind, reason = (
+        _when_counted(found)
+        if _is_counted(found)
+        else _when_counting(found, outstanding is not None, is_thorough)
+    )
+    return replace(found, kind=kind, reason=reason)
+
+
+def _when_counted(found: Diagnosis) -> tuple[str, str]:
+    record: Any = found.record
     if record.claimed_until:
         ago = time.time() - record.claimed_until
-        return replace(
-            found,
-            kind=CLAIM_EXPIRED,
-            reason=f"the claim of the worker that ended it ran out {ago:.0f} s ago",
-        )
+        return CLAIM_EXPIRED, f"the claim of the worker that ended it ran out {ago:.0f} s ago"
     if found.idle < QUIET_SECONDS:
-        return replace(found, reason="its last part has just been counted")
-    return replace(
-        found, kind=READY, reason=f"all {record.size} members are done for {found.idle:.0f} s"
-    )
+        return RUNNING, "its last part has just been counted"
+    return READY, f"all {record.size} members are done for {found.idle:.0f} s"
 
 
-def _when_published(ledger: Ledger, found: Diagnosis) -> Diagnosis | None:
-    results = backends.read_results(ledger.backend, found.body_ids)
-    if not results:
-        return None
-    states = ", ".join(f"{id_} is {result.state}" for id_, result in results.items())
-    return replace(found, kind=BODY_DONE, reason=f"its body has been published: {states}")
-
-
-def _when_incomplete(
-    ledger: Ledger, found: Diagnosis, record: Record, is_thorough: bool
-) -> Diagnosis:
+def _when_counting(found: Diagnosis, is_looked_at: bool, is_thorough: bool) -> tuple[str, str]:
+    record: Any = found.record
     size = "?" if record.size is None else record.size
     returned = f"{record.returned} of {size} members are done"
-    if found.header is not None and (found.idle >= QUIET_SECONDS or is_thorough):
-        ids = list(model.leaf_ids(found.header))
-        uncounted = tuple(ledger.uncounted(record, found.header))
-        found = replace(found, uncounted=uncounted)
-        is_all_there = record.returned + len(uncounted) >= len(set(ids))
-        published = _when_published(ledger, found) if is_all_there else None
-        if published is not None:
-            return published
-        if uncounted:
-            counted = f"{len(uncounted)} more have a result that was not counted"
-            return replace(found, kind=PART_LOST, reason=f"{returned}, {counted}")
-        if record.size is None and record.returned >= len(ids):
-            return replace(
-                found,
-                kind=READY,
-                reason=f"all {len(ids)} members are done, its size was never told",
-            )
-    published = _when_published(ledger, found) if found.is_overdue else None
-    if published is not None:
-        return published
-    if record.size is None and (found.is_overdue or is_thorough):
-        reason = f"{returned}: its last member was not sent for {found.idle:.0f} s"
-        return replace(found, kind=SIZE_MISSING, reason=reason)
+    if found.uncounted:
+        counted = f"{len(found.uncounted)} more have a result that was not counted"
+        return PART_LOST, f"{returned}, {counted}"
+    if record.size is None:
+        if is_looked_at and not found.missing:
+            return READY, f"all {record.returned} members are done, its size was never told"
+        if found.is_overdue or is_thorough:
+            return SIZE_MISSING, f"{returned}: its last member was not sent for {found.idle:.0f} s"
     if found.is_overdue:
-        return replace(
-            found,
-            kind=MEMBER_LOST,
-            reason=f"{returned}, no progress for {found.idle:.0f} s "
-            f"(chord_timeout = {found.timeout:g})",
-        )
-    return replace(found, reason=f"{returned}, the last one {found.idle:.0f} s ago")
+        bound = f"chord_timeout = {found.timeout:g}"
+        return MEMBER_LOST, f"{returned}, no progress for {found.idle:.0f} s ({bound})"
+    return RUNNING, f"{returned}, the last one {found.idle:.0f} s ago"
 
 
 def diagnose(app: Celery, group_id: str) -> Diagnosis:
@@ -247,34 +305,59 @@ def diagnose(app: Celery, group_id: str) -> Diagnosis:
     Raises:
         LedgerMissing: The app has no ledger, or it cannot be used.
     """
-    ledger = ledger_of(app)
-    found = examine(ledger, group_id, is_thorough=True)
-    if found.kind not in (RUNNING, MEMBER_LOST) or found.record is None or found.header is None:
-        return found
-    if found.record.claimed_until > time.time() or found.record.is_complete:
-        return found
-    results = backends.ready_states(app.backend, list(model.leaf_ids(found.header)))
-    missing = tuple(i for i in model.leaf_ids(found.header) if i not in results)
-    found = replace(found, missing=missing)
-    if found.is_overdue or not missing:
-        return found
-    poller = counting.unlock_id(group_id) if backends.is_database(app.backend) else None
-    seen, unseen_because = _where(app, [*missing, *([poller] if poller else [])])
+    return diagnose_all(app, [group_id])[0]
+
+
+def diagnose_all(
+    app: Celery, group_ids: Sequence[str] | None = None, *, ledger: Ledger | None = None
+) -> list[Diagnosis]:
+    """Tell what is the matter with chords, as `diagnose` does, asking once for all of them.
+
+    Arguments:
+        app: An app with the patches.
+        group_ids: The ids of their headers; None: all live chords.
+        ledger: That of `app`, such as a :func:`bounded_ledger`.
+
+    Raises:
+        LedgerMissing: The app has no ledger, or it cannot be used.
+    """
+    ledger = ledger or ledger_of(app)
+    ids = ledger.group_ids() if group_ids is None else group_ids
+    found = {each.group_id: each for each in examine_all(ledger, ids, is_thorough=True)}
+    pollers = {
+        id_: counting.unlock_id(id_) if backends.is_database(app.backend) else None
+        for id_, each in found.items()
+        if each.kind == RUNNING and each.missing
+    }
+    wanted = {id_ for each in map(found.get, pollers) if each for id_ in each.missing}
+    places, why_not_all = whereabouts.find(app, wanted | set(filter(None, pollers.values())))
+    # Some were seen nowhere since they have ended meanwhile.
+    again = [id_ for id_ in pollers if not places.keys() >= set(found[id_].missing)]
+    found.update((e.group_id, e) for e in examine_all(ledger, again, is_thorough=True))
+    for id_, poller in pollers.items():
+        if found[id_].kind == RUNNING:
+            found[id_] = _located(found[id_], poller, places, why_not_all)
+    return [found[id_] for id_ in ids]
+
+
+def _located(
+    found: Diagnosis, poller: str | None, places: Mapping[str, str], why_not_all: str | None
+) -> Diagnosis:
+    """Name what is the matter with a chord that runs, given where tasks were seen."""
+    wanted = [*found.missing, *([poller] if poller else [])]
+    seen = {id_: places[id_] for id_ in wanted if id_ in places}
     found = replace(found, evidence=seen)
-    nowhere = [task_id for task_id in missing if task_id not in seen]
-    if not nowhere and poller and poller not in seen and unseen_because is None:
+    nowhere = [task_id for task_id in found.missing if task_id not in seen]
+    if nowhere and why_not_all:
+        reason = f"{found.reason}; {len(nowhere)} not seen, but {why_not_all}"
+        return replace(found, kind=UNKNOWN, reason=reason)
+    if nowhere:
+        reason = f"no worker and no queue has {', '.join(nowhere)}"
+        return replace(found, kind=MEMBER_LOST, reason=reason)
+    if poller and poller not in seen and not why_not_all:
         reason = f"{found.reason}; no worker and no queue has its celery.chord_unlock"
         return replace(found, kind=POLLER_LOST, reason=reason)
-    if not nowhere:
-        return replace(found, reason=f"{found.reason}; {_told(seen.values())}")
-    if unseen_because:
-        reason = f"{found.reason}; {len(nowhere)} not seen, but {unseen_because}"
-        return replace(found, kind=UNKNOWN, reason=reason)
-    return replace(
-        found,
-        kind=MEMBER_LOST,
-        reason=f"no worker and no queue has {', '.join(nowhere)}",
-    )
+    return replace(found, reason=f"{found.reason}; {_told(seen.values())}") if seen else found
 
 
 def ledger_of(app: Celery) -> Any:
@@ -283,67 +366,50 @@ def ledger_of(app: Celery) -> Any:
     Raises:
         LedgerMissing: There is none.
     """
-    ledger = counting.ledger_of(app.backend)
-    if ledger is None:
-        raise LedgerMissing(
-            f"the result backend {type(app.backend).__name__} keeps no ledger of chords: expected "
-            "Redis or a SQL database with chord_ledger = True, and its tables (see `python -m "
-            "chordguard ddl`)"
-        )
-    return ledger
+    return counting.ledger_of(app.backend) or _raise_missing(app)
 
 
-def _where(app: Celery, task_ids: Iterable[str]) -> tuple[dict[str, str], str | None]:
-    """Return where tasks are seen, by id, and why that may not be all there is."""
-    wanted = set(task_ids)
-    seen: dict[str, str] = {}
+def _raise_missing(app: Celery) -> NoReturn:
+    raise LedgerMissing(
+        f"the result backend {type(app.backend).__name__} keeps no ledger of chords: expected "
+        "Redis or a SQL database with chord_ledger = True, and its tables (see `python -m "
+        "chordguard ddl`)"
+    )
+
+
+@contextmanager
+def bounded_ledger(app: Celery, seconds: float = GIVEN_UP_AFTER) -> Iterator[Ledger]:
+    """Yield the ledger of `app`, for whom cannot wait: what takes long is not tried again.
+
+    Arguments:
+        app: An app with the patches.
+        seconds: After which an answer, or a connection, is given up.
+
+    Raises:
+        LedgerMissing: There is none.
+        CannotTell: The result backend cannot be read, which may come up within the block.
+    """
     try:
-        inspect = app.control.inspect(timeout=ASKING_SECONDS)
-        answers = {
-            "runs": inspect.active(),
-            "is reserved": inspect.reserved(),
-            "is scheduled": inspect.scheduled(),
-        }
-    except Exception as exc:  # noqa: BLE001 - it is told
-        return seen, f"the workers cannot be asked ({type(exc).__name__})"
-    if not all(answers.values()):
-        return seen, "no worker answered"
-    for what, answer in answers.items():
-        for worker, tasks in (answer or {}).items():
-            for task in tasks:
-                task_id = task.get("request", task).get("id")
-                if task_id in wanted:
-                    seen[task_id] = f"{what} on {worker}"
-    if wanted <= seen.keys():
-        return seen, None
-    queued, why = _queued(app, {name for tasks in answers.values() for name in tasks or ()})
-    seen.update({id_: where for id_, where in queued.items() if id_ in wanted})
-    return seen, why
-
-
-def _queued(app: Celery, workers: set[str]) -> tuple[dict[str, str], str | None]:
-    """Return the tasks in the broker's queues, and why that may not be all there is."""
-    from json import loads
-
+        backend = backends.bounded(app, seconds)
+    except Exception as exc:
+        raise _cannot_tell(app, exc) from exc
     try:
-        with app.connection_for_read() as connection:
-            if connection.transport.driver_type != "redis":
-                return {}, f"the queues of {connection.transport.driver_type} cannot be read"
-            channel = connection.default_channel
-            queues = app.control.inspect(timeout=ASKING_SECONDS).active_queues() or {}
-            if not workers <= queues.keys():
-                return {}, "not every worker told its queues"
-            found: dict[str, str] = {}
-            for name in {queue["name"] for told in queues.values() for queue in told}:
-                for priority in channel.priority_steps:
-                    for message in channel.client.lrange(channel._q_for_pri(name, priority), 0, -1):
-                        found[loads(message)["headers"].get("id")] = f"waits in {name}"
-            for entry in channel.client.hgetall(channel.unacked_key).values():
-                message = loads(entry)[0]
-                found[message["headers"].get("id")] = "was handed to a worker"
-            return found, None
-    except Exception as exc:  # noqa: BLE001 - it is told
-        return {}, f"the queues cannot be read ({type(exc).__name__})"
+        yield counting.ledger_on(backend) or _raise_missing(app)
+    except backends.errors(backend) as exc:
+        raise _cannot_tell(app, exc) from exc
+    finally:
+        backends.disconnect(backend)
+
+
+def _cannot_tell(app: Celery, exc: Exception) -> CannotTell:
+    where = backends.address(app)
+    return CannotTell(f"the result backend {where} cannot be read: {_first_line(exc)}")
+
+
+def _first_line(exc: BaseException) -> str:
+    # What the driver says, without SQLAlchemy's statement and its parameters.
+    cause = getattr(exc, "orig", None) or exc
+    return next(iter(str(cause).splitlines()), "") or type(exc).__name__
 
 
 def _told(places: Iterable[str]) -> str:

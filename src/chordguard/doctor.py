@@ -17,7 +17,15 @@ from .errors import SettingError
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("CannotLoad", "Finding", "examine", "load_app", "short_polling", "without_passwords")
+__all__ = (
+    "CannotLoad",
+    "Finding",
+    "defects",
+    "examine",
+    "load_app",
+    "prepare_app",
+    "short_polling",
+)
 
 #: Seconds of polling below which a bound on the polls is called too low.
 SHORT_POLLING = 60
@@ -31,9 +39,6 @@ SIMILAR = 0.8
 NAMES_SHOWN = 5
 
 UNLOCK = "celery.chord_unlock"
-
-_PASSWORD_IN_URL = re.compile(r"(?<=://)[^\s'\"]*@")
-_PASSWORD_IN_QUERY = re.compile(r"(?i)(passw\w*|pwd|secret|token)=[^\s&'\"]+")
 
 
 class CannotLoad(Exception):
@@ -75,6 +80,17 @@ def load_app(name: str) -> Celery:
         raise CannotLoad(f"cannot load the app {name!r}: {type(exc).__name__}: {exc}") from exc
     if not isinstance(app, Celery):
         raise CannotLoad(f"cannot load the app {name!r}: expected a Celery app, found {app!r}")
+    return prepare_app(app, name)
+
+
+def prepare_app(app: Celery, name: str) -> Celery:
+    """Return `app`, which was asked for as `name`, with its tasks imported.
+
+    Nothing is started and no table is created.
+
+    Raises:
+        CannotLoad: Importing its tasks raised.
+    """
     try:
         app.loader.import_default_modules()
         # From 5.6 on a database backend would create its tables when it is looked at.
@@ -100,6 +116,22 @@ def examine(app: Celery) -> list[Finding]:
         for look in LOOKS_AT_TASKS:
             findings += look(app)
     return findings
+
+
+def defects(app: Celery) -> list[str]:
+    """Return a line for each defect of the installed Celery: which patch closes it, or why not.
+
+    The ids are those of the README's table of patches. A patch that waits is applied before the
+    module that it mends is first used.
+    """
+    lines = []
+    for outcome in _patch.outcomes(app):
+        patch = _patch.registry[outcome.patch]
+        for defect in patch.defects_here():
+            is_closed = outcome.status in ("applied", "waiting")
+            by = f"closed by {patch.name}" if is_closed else f"open, {outcome}"
+            lines.append(f"{defect}: {by} - {patch.symptom}")
+    return sorted(lines, key=lambda line: (line[0], int(re.findall(r"\d+", line)[0]), line))
 
 
 def short_polling(app: Celery, task: Any) -> str | None:
@@ -132,11 +164,6 @@ def short_polling(app: Celery, task: Any) -> str | None:
         f"{source} = {bound}: a chord is {looked_at} for about {seconds:.3g} s only, since each "
         f"{look} is a retry of {UNLOCK}; one whose header takes longer {_lost_how(app)}"
     )
-
-
-def without_passwords(text: str) -> str:
-    """Return `text` with the credentials in its URLs masked."""
-    return _PASSWORD_IN_QUERY.sub(r"\1=**", _PASSWORD_IN_URL.sub("**@", text))
 
 
 def _missing_patches(app: Celery) -> Iterator[Finding]:
@@ -312,7 +339,7 @@ def _ignored_results(app: Celery) -> Iterator[Finding]:
     names = sorted(
         name
         for name, task in app.tasks.items()
-        if task.ignore_result and not name.startswith("celery.")
+        if task.ignore_result and not name.startswith(("celery.", "chordguard."))
     )
     if names:
         yield Finding("ignore_result", f"set on {_some(names)}, on a SQL backend: {danger}", remedy)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from celery.exceptions import ChordError, ImproperlyConfigured
+from kombu.exceptions import EncodeError
 
 __all__ = (
+    "CannotTell",
     "ChordMemberError",
     "ChordMemberLost",
     "ChordMembersFailed",
     "ChordguardWarning",
     "LedgerMissing",
+    "ResultTooLong",
     "SettingError",
     "UntestedCeleryWarning",
+    "without_passwords",
 )
+
+_PASSWORD_IN_URL = re.compile(r"(?<=://)[^\s'\"]*@")
+_PASSWORD_IN_QUERY = re.compile(r"(?i)(passw\w*|pwd|secret|token)=[^\s&'\"]+")
 
 
 class SettingError(ImproperlyConfigured):  # type: ignore[misc]
@@ -23,6 +31,17 @@ class SettingError(ImproperlyConfigured):  # type: ignore[misc]
 
 class LedgerMissing(ImproperlyConfigured):  # type: ignore[misc]
     """The app keeps no ledger of its chords; the message says what it takes."""
+
+
+class CannotTell(Exception):
+    """Chords cannot be looked at: the message says what could not be read, and why."""
+
+
+class ResultTooLong(EncodeError):
+    """A result is longer than its column in the database; the message says how to widen that.
+
+    To Celery it is a result that cannot be encoded: the task fails with this error.
+    """
 
 
 class ChordMemberLost(Exception):
@@ -54,3 +73,8 @@ class ChordguardWarning(UserWarning):
 
 class UntestedCeleryWarning(ChordguardWarning):
     """The installed Celery version is none of those that chordguard was tested with."""
+
+
+def without_passwords(text: str) -> str:
+    """Return `text` with the credentials in its URLs masked."""
+    return _PASSWORD_IN_QUERY.sub(r"\1=**", _PASSWORD_IN_URL.sub("**@", text))

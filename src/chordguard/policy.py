@@ -62,9 +62,6 @@ class Policy:
     def of(cls, app: Celery, body: Mapping[str, Any] | None) -> Policy:
         """Return the policy of the chord with this `body` (a signature, or one as data)."""
         chosen = _chosen(app, body)
-        timeout = chosen.get("timeout", _UNSET)
-        if timeout is _UNSET:
-            timeout = settings.get(app, "chord_timeout")
         return cls(
             tolerate=tolerates(app, body),
             error_format=chosen.get("error_format") or settings.get(app, "chord_error_format"),
@@ -73,7 +70,7 @@ class Policy:
                 if "max_errors" in chosen
                 else settings.get(app, "chord_max_errors")
             ),
-            timeout=_in_seconds(timeout) or None,  # result_expires = 0 means never, too
+            timeout=_timeout(app, chosen),
         )
 
     def allows(self, failed: int, size: int) -> bool:
@@ -110,6 +107,18 @@ class Policy:
                 "chord_error_format = %r failed; the body gets the text instead", self.error_format
             )
             return record["text"]
+
+
+def timeout_of(app: Celery, body: Mapping[str, Any] | None) -> float | None:
+    """Return the `timeout` of the chord with this `body`, as :meth:`Policy.of` does, but faster."""
+    return _timeout(app, _chosen(app, body))
+
+
+def _timeout(app: Celery, chosen: Mapping[str, Any]) -> float | None:
+    timeout = chosen.get("timeout", _UNSET)
+    if timeout is _UNSET:
+        timeout = settings.get(app, "chord_timeout")
+    return _in_seconds(timeout) or None  # result_expires = 0 means never, too
 
 
 def tolerates(app: Celery, body: Mapping[str, Any] | None) -> bool:
@@ -170,21 +179,31 @@ def strict(chord_or_body: S, *, timeout: float | None = _UNSET) -> S:
 
 
 def choice_of(signature: Any) -> Mapping[str, Any] | None:
-    """Return the choice that travels in the headers of `signature`, if it is there.
+    """Return the choice that travels in the headers of `signature`, or of what in it starts first.
 
-    ``chord | task`` makes a chain of the body, and of the task: it begins with the body that
-    was marked.
+    ``chord | task`` makes a chain of the body, and of the task, or a chord if the body is a group:
+    what starts first is still what was marked.
     """
     if not isinstance(signature, Mapping):
         return None
-    options = signature.get("options")
+    choice = choice_in(signature.get("options"))
+    if choice is not None:
+        return choice
+    kwargs = signature.get("kwargs")
+    if not isinstance(kwargs, Mapping):
+        return None
+    tasks = kwargs.get("header" if signature.get("subtask_type") == "chord" else "tasks")
+    if isinstance(tasks, Mapping):
+        return choice_of(tasks)
+    # What was marked stands in a list: a generator is left alone.
+    return choice_of(tasks[0]) if isinstance(tasks, (list, tuple)) and tasks else None
+
+
+def choice_in(options: Any) -> Mapping[str, Any] | None:
+    """Return the choice that is among the headers in `options`, if there is one."""
     headers = options.get("headers") if isinstance(options, Mapping) else None
     choice = headers.get(HEADER) if isinstance(headers, Mapping) else None
-    if isinstance(choice, Mapping):
-        return choice
-    if signature.get("subtask_type") == "chain":
-        return choice_of(next(iter((signature.get("kwargs") or {}).get("tasks") or ()), None))
-    return None
+    return choice if isinstance(choice, Mapping) else None
 
 
 def _in_seconds(value: Any) -> Any:
@@ -210,9 +229,23 @@ def _choose(chord_or_body: S, choice: dict[str, Any]) -> S:
             raise TypeError(
                 f"expected a chord with a body, got {chord_or_body!r}: mark the body instead"
             )
-    # A new dict: a clone shares the headers with the original.
-    body.set(headers={**(body.options.get("headers") or {}), HEADER: choice})
+    _mark(body, choice)
     return chosen
+
+
+def _mark(signature: Any, choice: Mapping[str, Any]) -> None:
+    """Put the choice on a body, and on what in it starts first."""
+    from celery.canvas import maybe_signature
+
+    # A new dict: a clone shares the headers with the original.
+    signature.set(headers={**(signature.options.get("headers") or {}), HEADER: choice})
+    if signature.get("subtask_type") in ("chain", "group"):
+        # A new list, too, and a new first task.
+        tasks = list(signature.tasks)
+        if tasks:
+            tasks[0] = maybe_signature(tasks[0], app=signature._app).clone()
+            _mark(tasks[0], choice)
+        signature.tasks = tasks
 
 
 def _check_override(key: str, value: Any) -> None:

@@ -19,14 +19,14 @@ from celery.canvas import maybe_signature
 from celery.exceptions import ChordError
 from celery.result import GroupResult, result_from_tuple
 
-from . import backends, completion, settings
+from . import backends, completion, settings, signals
 from .failures import line_of
 from .policy import Policy
 
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("Poll", "PolledHeader", "delay_before")
+__all__ = ("EXCHANGE_TYPE", "Poll", "PolledHeader", "delay_before")
 
 logger = logging.getLogger("chordguard")
 
@@ -36,7 +36,7 @@ PROGRESS = "chordguard_progress"
 
 
 #: The keyword argument in which Celery, from 5.7 on, hands the type of the exchange on.
-_EXCHANGE_TYPE = "_chord_unlock_exchange_type"
+EXCHANGE_TYPE = "_chord_unlock_exchange_type"
 
 
 class PolledHeader(GroupResult):  # type: ignore[misc]
@@ -95,7 +95,7 @@ class Poll:
             given.get("max_retries"),
             given.get("result") or (),
             given.get(PROGRESS),
-            {"exchange_type": given[_EXCHANGE_TYPE]} if _EXCHANGE_TYPE in given else {},
+            {"exchange_type": given[EXCHANGE_TYPE]} if EXCHANGE_TYPE in given else {},
         )
 
     @classmethod
@@ -196,7 +196,15 @@ class Poll:
             logger.warning("Chord %s is settled %s", self.group_id, settled)
             settled = f"Chord {self.group_id} was settled {settled}"
         body = maybe_signature(self.body, app=self.app)
-        completion.finish(self.app, body, self.header.header, results, self.policy, settled=settled)
+        completion.finish(
+            self.app,
+            body,
+            self.header.header,
+            results,
+            self.policy,
+            group_id=self.group_id,
+            settled=settled,
+        )
 
     def give_up(self, exc: BaseException) -> None:
         """Fail a chord that nobody will poll again because of `exc`, unless that was done."""
@@ -206,6 +214,7 @@ class Poll:
             error = ChordError(f"chord_unlock failed and is not retried: {line_of(exc)}")
             error.__cause__ = exc
             completion.fail(self.app.backend, body, error)
+            completion.tell_end(self.app, self.group_id, signals.FAILED)
 
     def _last_progress(self, now: float) -> tuple[int, float]:
         try:

@@ -120,7 +120,7 @@ def _fire(ledger: Ledger, diagnosis: Diagnosis, settled: str | None = None) -> b
     claim = ledger.claim(diagnosis.group_id)
     if claim is None:
         return False
-    return counting.end(ledger, claim, diagnosis.body, settled=settled)
+    return counting.end(ledger, claim, diagnosis.body, settled=settled, takes_over=True)
 
 
 def _fail_members(ledger: Ledger, diagnosis: Diagnosis) -> bool:

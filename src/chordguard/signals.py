@@ -12,7 +12,23 @@ from __future__ import annotations
 
 from celery.utils.dispatch import Signal
 
-__all__ = ("chord_failed", "chord_repaired", "chord_settled")
+__all__ = ("chord_ended", "chord_failed", "chord_repaired", "chord_settled")
+
+#: The outcomes of a chord: its body was published, all members did well;
+SUCCEEDED = "succeeded"
+#: its body was published although members failed;
+TOLERATED = "tolerated"
+#: its body never runs.
+FAILED = "failed"
+
+OUTCOMES = (SUCCEEDED, TOLERATED, FAILED)
+
+#: A chord ended. Arguments: ``group_id``, ``outcome`` (one of `OUTCOMES`), ``errors`` (how many
+#: members failed or were lost), ``seconds`` (since it started; None where that is not known).
+#: One that Celery alone ends, without the ledger or in a worker without the patches, is not told.
+chord_ended = Signal(
+    name="chord_ended", providing_args={"group_id", "outcome", "errors", "seconds"}
+)
 
 #: A chord failed: its body never runs. Arguments: ``body`` (signature), ``exception``.
 chord_failed = Signal(name="chord_failed", providing_args={"body", "exception"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -15,35 +15,67 @@ from .policy import Policy
 if TYPE_CHECKING:
     from .ledger.model import Ledger
 
-__all__ = ("Run", "each_frozen", "is_lazy", "open_chord", "run_of", "running")
+__all__ = ("Run", "each_frozen", "is_lazy", "open_chord", "run_now", "run_of", "running")
 
 
 class Run:
-    """One run of `_chord.run`: the group that is its header, and what is to be told later."""
+    """One run of `_chord.run`: the group that is its header, and how far it is."""
 
-    def __init__(self, header: Any) -> None:
+    def __init__(self, header: Any, around: Run | None = None) -> None:
         self.header = header
+        #: The run of which this one sends a member.
+        self.around = around
         #: What a patch keeps until the members of a generator are known.
         self.start: Any = None
+        #: What sends the poller of the chord, as long as it was not sent.
+        self.send_poller: Callable[[], None] | None = None
+        #: The id of the poller that was sent.
+        self.poller: str | None = None
+        #: Whether something was handed to the broker, as far as is known.
+        self.has_sent = False
+        #: Whether the last member comes next, or has been sent.
+        self.is_last = False
+        #: Whether the last member may have reached the broker.
+        self.may_be_whole = False
+
+    @property
+    def group_id(self) -> Any:
+        """The id of the chord; None before it is frozen."""
+        return self.header.options.get("task_id")
+
+    def sends(self) -> None:
+        """Note that a message may reach the broker from now on."""
+        self.has_sent = True
+        self.may_be_whole = self.is_last
 
 
 _innermost: ContextVar[Run | None] = ContextVar("chordguard_run", default=None)
 
 
 @contextmanager
-def running(header: Any) -> Iterator[None]:
-    """Tell `run_of` which chord starts."""
-    token = _innermost.set(Run(header))
+def running(header: Any) -> Iterator[Run]:
+    """Tell `run_of` which chord starts; several patches share the run."""
+    run = _innermost.get()
+    if run is not None and run.header is header:
+        yield run
+        return
+    run = Run(header, run)
+    token = _innermost.set(run)
     try:
-        yield
+        yield run
     finally:
         _innermost.reset(token)
+
+
+def run_now() -> Run | None:
+    """Return the innermost run."""
+    return _innermost.get()
 
 
 def run_of(group_id: str) -> Run | None:
     """Return the run that starts the chord, if it is the innermost."""
     run = _innermost.get()
-    return run if run is not None and run.header.options.get("task_id") == group_id else None
+    return run if run is not None and run.group_id == group_id else None
 
 
 def open_chord(ledger: Ledger, group_id: str, results: Any, body: Any) -> None:

@@ -13,7 +13,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,7 @@ from .diagnosis import (
     SLOWEST,
     Diagnosis,
     examine,
+    examine_all,
 )
 from .ledger import model
 from .ledger.model import Header, Ledger
@@ -55,9 +56,8 @@ def look(
     body: Mapping[str, Any] | None = None,
     why_settle: str | None = None,
     pace: float | None = None,
-    is_asked: bool = True,
 ) -> float | None:
-    """Look at a chord, and mend it as far as the evidence supports it.
+    """Look at a chord of this app, and mend it as far as the evidence supports it.
 
     Arguments:
         ledger: Where it is counted.
@@ -67,9 +67,6 @@ def look(
         why_settle: Why the chord is to end now, unless it is just being ended.
         pace: Seconds after which the caller looks again if all is well; None: the more, the
             longer nothing has happened.
-        is_asked: Whether the chord is this app's for certain. One that the ledger names may be
-            that of another app on the same result backend: it is left alone unless this app
-            has a task of its body.
 
     Returns:
         The seconds until somebody should look again; None: it has ended.
@@ -78,16 +75,19 @@ def look(
     if header is not None and found.record is not None and found.record.header is None:
         # Its producer could not tell the members.
         ledger.set_header(group_id, header)
-    actions = actions_for(found) if is_asked or _is_known(ledger.backend.app, found) else []
+    actions = actions_for(found)
     if not actions and why_settle and found.body is not None and not _is_claimed(found):
         actions = [Action("abort", group_id, why_settle)]
+    return _seconds_until_next(ledger, _mended(ledger, found, actions), pace)
+
+
+def _mended(ledger: Ledger, found: Diagnosis, actions: Sequence[Action]) -> Diagnosis:
+    """Carry out `actions`, and tell what is the matter then."""
     for action in actions:
         carry_out(ledger, found, action)
-    if actions:
-        found = examine(ledger, group_id, header=header, body=body)
-    if found.record is None:
-        return None
-    return _seconds_until_next(ledger, found, pace)
+    if not actions:
+        return found
+    return examine(ledger, found.group_id, header=found.header, body=found.body)
 
 
 def _is_known(app: Any, found: Diagnosis) -> bool:
@@ -100,10 +100,14 @@ def _is_claimed(found: Diagnosis) -> bool:
     return found.record is not None and found.record.claimed_until > time.time()
 
 
-def _seconds_until_next(ledger: Ledger, found: Diagnosis, pace: float | None) -> float:
+def _seconds_until_next(
+    ledger: Ledger, found: Diagnosis, pace: float | None = None
+) -> float | None:
+    if found.record is None:
+        return None
     app = ledger.backend.app
     shortest = settings.seconds(app, "chord_watchdog_interval") or 30.0
-    if _is_claimed(found) and found.record is not None:
+    if _is_claimed(found):
         # It may be given back before it ends.
         return min(max(shortest, 1.0), max(0.0, found.record.claimed_until - time.time()))
     if found.kind not in (RUNNING, SIZE_MISSING, READY):
@@ -197,10 +201,11 @@ class Watchdog:
                 # Should this one die over them, the next look is another's.
                 interval = settings.seconds(self.app, "chord_watchdog_interval")
                 taken = ledger.take_due(now, now + max(1.0, 2 * interval), BATCH)
-            for group_id in taken:
+                chords = self._examined(ledger, taken)
+            for found in chords:
                 with _forks.held_up():
-                    self._look(ledger, group_id)
-                looked_at += 1
+                    self._look(ledger, found)
+            looked_at += len(taken)
             if len(taken) < BATCH:
                 break
         return looked_at
@@ -214,18 +219,37 @@ class Watchdog:
                 self._ledger.keep_engine()
         return self._ledger
 
-    def _look(self, ledger: Ledger, group_id: str) -> None:
+    def _examined(self, ledger: Ledger, group_ids: Sequence[str]) -> list[Diagnosis]:
+        try:
+            return examine_all(ledger, group_ids)
+        except Exception:  # noqa: BLE001 - logged where it fails again
+            # One that cannot be read does not keep the others from being looked at.
+            return [found for id_ in group_ids for found in self._examined_alone(ledger, id_)]
+
+    def _examined_alone(self, ledger: Ledger, group_id: str) -> list[Diagnosis]:
+        try:
+            return [] if self._is_stopped.is_set() else [examine(ledger, group_id)]
+        except Exception:
+            logger.exception("Chord %s could not be looked at", group_id)
+            return []
+
+    def _look(self, ledger: Ledger, found: Diagnosis) -> None:
+        """Mend a chord. It may be another app's on the same result backend.
+
+        One whose body this app does not have is left alone.
+        """
         try:
             if self._is_stopped.is_set():
-                ledger.look_again(group_id, time.time())
+                ledger.look_again(found.group_id, time.time())
                 return
-            seconds = look(ledger, group_id, is_asked=False)
+            actions = actions_for(found) if _is_known(self.app, found) else []
+            seconds = _seconds_until_next(ledger, _mended(ledger, found, actions))
         except Exception:
             # It stays taken for a while: then somebody looks again.
-            logger.exception("Chord %s could not be looked at", group_id)
+            logger.exception("Chord %s could not be looked at", found.group_id)
             return
         # What the ledger does not know any more is not due any more.
-        ledger.look_again(group_id, time.time() + (seconds or 0.0))
+        ledger.look_again(found.group_id, time.time() + (seconds or 0.0))
 
 
 class WatchdogStep(bootsteps.StartStopStep):  # type: ignore[misc]

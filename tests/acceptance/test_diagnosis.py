@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
 import time
 
 import pytest
@@ -10,12 +13,12 @@ from celery.exceptions import ChordError
 from kombu.utils.uuid import uuid
 
 from chordguard import LedgerMissing, counting, diagnose, repair, signals, tolerant
+from chordguard.diagnosis import bounded_ledger
+from chordguard.errors import CannotTell
 from chordguard.ledger import model
 from tests.app_factory import make_app
 from tests.harness import Cluster, running_worker, wait_until
-
-#: Nobody mends anything unless it is asked to.
-ALONE = {"chord_watchdog_interval": 0, "chord_unlock_first_delay": 600}
+from tests.stuck import ALONE, ledger_of, waiting_chord
 
 #: So that it is quiet at once.
 pytestmark = [
@@ -34,24 +37,8 @@ def cluster(clusters, backend_kind) -> Cluster:
     return clusters(backend_kind, settings=ALONE)
 
 
-def ledger_of(cluster):
-    return counting.ledger_of(cluster.app.backend)
-
-
 def kind_of(cluster, result):
     return diagnose(cluster.app, result.parent.id).kind
-
-
-def waiting_chord(cluster, gate, body=None):
-    """Start a chord whose second member waits for the gate."""
-    t = cluster.tasks
-    header = [t.echo.s(1), t.wait_for_file.s(gate.path, 2)]
-    result = chord(header, body or t.collect.s()).apply_async()
-    first, second = result.parent.results
-    wait_until(lambda: first.state == states.SUCCESS, what="the first member")
-    wait_until(lambda: f"[{second.id}] received" in cluster.worker.log_text(), what="the second")
-    wait_until(lambda: ledger_of(cluster).read(result.parent.id).returned == 1, what="a part")
-    return result
 
 
 def done(cluster, gate, result):
@@ -76,9 +63,47 @@ def test_running(cluster, gate):
     found = diagnose(cluster.app, result.parent.id)
 
     second = result.parent.results[1].id
-    assert ("running", (second,)) == (found.kind, found.missing)
+    assert ("running", (second,)) == (found.kind, found.missing), found.reason
     assert cluster.worker.hostname in found.evidence[second]
     assert [] == mend(cluster, result)
+    gate.open()
+    assert [1, 2] == cluster.run(result)
+
+
+def test_members_that_wait_are_not_lost(cluster, gate):
+    t, queue = cluster.tasks, f"{cluster.stack.name}-busy"
+    config = {**cluster.config, "settings": {**cluster.config["settings"]}}
+    config["settings"]["worker_prefetch_multiplier"] = 1
+    members = [t.wait_for_file.s(gate.path, number).set(queue=queue) for number in range(6)]
+    with running_worker(config, concurrency=1, queues=[queue]):
+        result = chord(members, t.collect.s()).apply_async()
+        wait_until(lambda: len(held(cluster, result)) > 1, what="a member that a worker has")
+
+        found = diagnose(cluster.app, result.parent.id)
+
+        assert "running" == found.kind, found.reason
+        assert f"waits in {queue}" in found.evidence.values()
+        assert [] == repair(cluster.app, result.parent.id, dry_run=False)
+        gate.open()
+        assert list(range(6)) == cluster.run(result)
+
+
+def held(cluster, result):
+    """Return where the members of a chord are."""
+    return {place.split()[0] for place in diagnose(cluster.app, result.parent.id).evidence.values()}
+
+
+def test_member_of_a_worker_that_does_not_answer_is_not_lost(cluster, gate):
+    result = waiting_chord(cluster, gate)
+    os.kill(cluster.worker.process.pid, signal.SIGSTOP)
+    try:
+        with running_worker(cluster.config, queues=[f"{cluster.stack.name}-other"]):
+            found = diagnose(cluster.app, result.parent.id)
+            assert "unknown" == found.kind, found.reason
+            assert f"{cluster.worker.hostname} did not answer" in found.reason
+            assert [] == repair(cluster.app, result.parent.id, dry_run=False)
+    finally:
+        os.kill(cluster.worker.process.pid, signal.SIGCONT)
     gate.open()
     assert [1, 2] == cluster.run(result)
 
@@ -247,6 +272,70 @@ def test_signals_tell_what_was_done(cluster, gate):
         gate.open()
 
     assert [(cluster.app.main, result.parent.id, "recount")] == heard
+
+
+def test_broker_that_is_away_is_not_waited_for(cluster, gate):
+    result = waiting_chord(cluster, gate)
+    app = make_app(cluster.config, patched=True)
+    app.conf.broker_url = "amqp://guest:secret@127.0.0.1:1//"
+
+    started = time.monotonic()
+    found = diagnose(app, result.parent.id)
+
+    assert "unknown" == found.kind
+    assert "127.0.0.1:1" in found.reason
+    assert "cannot be reached" in found.reason
+    assert "secret" not in found.reason
+    assert 5 > time.monotonic() - started
+    gate.open()
+    assert [1, 2] == cluster.run(result)
+
+
+def test_result_backend_that_is_away_is_not_waited_for(cluster):
+    app = make_app(cluster.config, patched=True)
+    scheme = cluster.app.conf.result_backend.partition("://")[0]
+    app.conf.result_backend = f"{scheme}://me:secret@127.0.0.1:1/0"
+
+    started = time.monotonic()
+    with pytest.raises(CannotTell, match="cannot be read") as error, bounded_ledger(app) as ledger:
+        ledger.group_ids()
+
+    assert "127.0.0.1:1" in str(error.value)
+    assert "secret" not in str(error.value)
+    assert 5 > time.monotonic() - started
+
+
+def test_result_backend_that_is_silent_is_given_up(cluster):
+    app = make_app(cluster.config, patched=True)
+    scheme = cluster.app.conf.result_backend.partition("://")[0]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        app.conf.result_backend = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/0"
+
+        started = time.monotonic()
+        with pytest.raises(CannotTell), bounded_ledger(app) as ledger:
+            ledger.group_ids()
+
+    assert 5 > time.monotonic() - started
+
+
+def test_patches_are_installed_where_the_result_backend_is_away(cluster):
+    scheme = cluster.app.conf.result_backend.partition("://")[0]
+    config = {**cluster.config, "settings": {**cluster.config["settings"]}}
+    config["settings"]["result_backend"] = f"{scheme}://127.0.0.1:1/0"
+
+    started = time.monotonic()
+    make_app(config, patched=True)
+
+    assert 2 > time.monotonic() - started
+
+
+def test_bounded_ledger_reads_what_the_other_wrote(cluster, gate):
+    result = waiting_chord(cluster, gate)
+    with bounded_ledger(cluster.app) as ledger:
+        assert result.parent.id in ledger.group_ids()
+        assert 1 == ledger.read(result.parent.id).returned
+    gate.open()
+    assert [1, 2] == cluster.run(result)
 
 
 def test_app_without_a_ledger_says_so(cluster):

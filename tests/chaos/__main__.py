@@ -5,7 +5,8 @@
 
 Modes: ``kills`` (children and whole workers at random, late acknowledgement), ``steps`` (they
 die at each step of a chord's end), ``early`` (as kills, with early acknowledgement), ``cuts`` (the
-result backend is away for 5 seconds), ``producer`` (it is killed as it sends a header of 1,000).
+result backend is away for 5 seconds), ``restarts`` (it crashes and is started again),
+``producer`` (it is killed as it sends a header of 1,000).
 Without a backend or a mode: all of them. The exit status is 1 if a bar is missed. ``--stock``:
 Celery alone, whose losses are counted and are no failure.
 """
@@ -18,7 +19,6 @@ import contextlib
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery import chord, states
 from sqlalchemy.engine import make_url
@@ -35,20 +35,38 @@ from tests import faults, tasks
 from tests.app_factory import make_app
 from tests.chaos.proxy import Proxy
 from tests.harness import Stack, Worker, delete_keys, running_worker
-from tests.servers import Servers
+from tests.servers import DurableRedis, Servers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.servers import Server
+
 BACKENDS = ("redis", "postgresql")
-MODES = ("kills", "steps", "early", "cuts", "producer")
+MODES = ("kills", "steps", "early", "cuts", "restarts", "producer")
+#: The modes in which the result backend is away at times.
+AWAY = ("cuts", "restarts")
 MEMBERS = 8
 #: Seconds: without progress a chord is settled; the watchdogs look; a claim lasts.
 TIMEOUT = 8.0
+#: Longer than members wait for their turn: who times out has lost members.
+EARLY_TIMEOUT = 60.0
 INTERVAL = 1.0
 CLAIM = 3.0
 #: Seconds without any change after which those that have not ended never will.
-QUIET = 45.0
+QUIET = 90.0
+#: Seconds after `chord_timeout` by which a chord that lost members has to have ended. Each
+#: watchdog takes up to 1.2 intervals between two looks.
+LATEST = 2 * 1.2 * INTERVAL
+
+
+class Started(NamedTuple):
+    """A chord that was started: its ids, and when (seconds since the epoch)."""
+
+    body: str
+    group: str
+    members: tuple[str, ...]
+    at: float
 
 
 class Fleet:
@@ -114,14 +132,22 @@ def wait_for(app: Any, ids: list[str], fleet: Fleet) -> dict[str, Any]:
     return done
 
 
+def entries(journal: Path) -> Iterator[tuple[str, str, float]]:
+    """Yield (what was done, of what, when) of each line in the workers' journal."""
+    for line in journal.read_text().splitlines() if journal.exists() else ():
+        what, name, when = line.split()
+        yield what, name, float(when)
+
+
 def published_twice(journal: Path, group_of: dict[str, str]) -> tuple[int, int]:
     """Return how many bodies were published again: before, and after, that had been noted."""
     inside = outside = 0
     published, closed = set(), set()
-    for line in journal.read_text().splitlines() if journal.exists() else ():
-        what, _, name = line.partition(" ")
+    for what, name, _ in entries(journal):
         if what == "closed":
             closed.add(name)
+        elif what != "published":
+            continue
         elif name not in published:
             published.add(name)
         elif group_of.get(name) in closed:
@@ -138,22 +164,23 @@ class Run:
         self.mode, self.chords, self.is_stock = mode, options.chords, options.stock
         self.dice = random.Random(f"{options.seed}-{backend}-{mode}")
         self.backend = backend
+        self.server: Server | None = None
+        if mode == "restarts":
+            self.server = servers.start(backend, DurableRedis() if backend == "redis" else None)
         # Redis as a broker loses the messages that a killed worker has just fetched.
         self.stack = Stack(servers, backend, "rabbitmq")
         self.proxy: Proxy | None = None
         self.folder = Path(tempfile.mkdtemp(prefix="chordguard-chaos-"))
 
     def config(self) -> dict[str, Any]:
-        late = self.mode in ("kills", "steps", "cuts")
+        late = self.mode in ("kills", "steps", *AWAY)
         settings: dict[str, Any] = {
             "task_acks_late": late,
             "task_reject_on_worker_lost": late,
             "result_expires": 3600,
             "chord_watchdog_interval": INTERVAL,
             "chord_unlock_first_delay": 30,
-            "chord_timeout": {"early": TIMEOUT, "producer": TIMEOUT, "cuts": 30.0}.get(
-                self.mode, 600
-            ),
+            "chord_timeout": self.timeout,
             "worker_prefetch_multiplier": 4,
             # Without it Celery drops the result of a task that ends while the backend is away; on
             # SQL it does so in any case.
@@ -163,6 +190,12 @@ class Run:
         if self.mode == "cuts":
             self.lead_through_proxy(config["settings"])
         return config
+
+    @property
+    def timeout(self) -> float:
+        return {"early": EARLY_TIMEOUT, "producer": TIMEOUT, "cuts": 30.0, "restarts": 30.0}.get(
+            self.mode, 600.0
+        )
 
     def lead_through_proxy(self, settings: dict[str, Any]) -> None:
         backend, plus, url = settings["result_backend"].rpartition("+")
@@ -181,7 +214,7 @@ class Run:
         if not self.is_stock:
             # Longer than a cut, in which nobody can renew it.
             options |= {
-                "claim_seconds": 10 if self.mode == "cuts" else CLAIM,
+                "claim_seconds": 10 if self.mode in AWAY else CLAIM,
                 "journal": (kind, str(journal)),
             }
         if self.mode == "steps" and not self.is_stock:
@@ -192,20 +225,47 @@ class Run:
         try:
             with self.trouble(fleet):
                 results = self.produce(app, config)
-            ended = wait_for(app, [body for body, _ in results], fleet)
-            self.tell_of(app, [pair for pair in results if pair[0] not in ended][:5])
+            ended = wait_for(app, [started.body for started in results], fleet)
+            self.tell_of(app, [started for started in results if started.body not in ended][:5])
+            late = None
+            if self.mode not in AWAY and not self.is_stock:
+                late = self.latest(journal, results, ended)
         finally:
             fleet.close()
             self.close()
         died = len(list(self.folder.glob("died-*")))
-        return self.account(results, ended, journal, fleet, died, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return self.account(results, ended, journal, fleet, died, seconds, late)
 
-    def tell_of(self, app: Any, never_ended: list[tuple[str, str]]) -> None:
+    def tell_of(self, app: Any, never_ended: list[Started]) -> None:
         """Print what is the matter with chords that have not ended."""
         from chordguard import diagnose
 
-        for body_id, group_id in never_ended if not self.is_stock else ():
-            print(f"    {body_id}: {diagnose(app, group_id)}")
+        for chord_ in never_ended if not self.is_stock else ():
+            print(f"    {chord_.body}: {diagnose(app, chord_.group)}")
+
+    def latest(self, journal: Path, results: list[Started], ended: dict[str, Any]) -> float:
+        """Return how long after its last progress the last chord was settled, in seconds.
+
+        Only chords that lost members count: others end when they are done.
+        """
+        progressed = {chord_.group: chord_.at for chord_ in results}
+        closed: dict[str, float] = {}
+        for what, name, when in entries(journal):
+            if what == "counted" and name not in closed:
+                progressed[name] = when
+            elif what == "closed":
+                closed.setdefault(name, when)
+        return max(
+            [0.0]
+            + [
+                closed[chord_.group] - progressed[chord_.group]
+                for chord_ in results
+                if chord_.body in ended
+                and "ChordMemberLost" in str(ended[chord_.body])
+                and chord_.group in closed
+            ]
+        )
 
     @contextlib.contextmanager
     def trouble(self, fleet: Fleet) -> Iterator[None]:
@@ -226,7 +286,12 @@ class Run:
                 time.sleep(5)
                 self.proxy.mend()
 
-        makers = {"kills": kill, "early": kill, "cuts": cut}
+        def restart() -> None:
+            while self.server and not is_over.wait(self.dice.uniform(4, 8)):
+                self.server.restart(away=3)
+                fleet.kills["server"] += 1
+
+        makers = {"kills": kill, "early": kill, "cuts": cut, "restarts": restart}
         thread = threading.Thread(target=makers.get(self.mode, lambda: None))
         thread.start()
         try:
@@ -237,8 +302,8 @@ class Run:
             is_over.set()
             thread.join()
 
-    def produce(self, app: Any, config: dict[str, Any]) -> list[tuple[str, str]]:
-        """Start the chords; return (id of the body, id of the header) of each."""
+    def produce(self, app: Any, config: dict[str, Any]) -> list[Started]:
+        """Start the chords."""
         if self.mode == "producer":
             return self.produce_in_part(config)
         t = tasks.named(app)
@@ -252,7 +317,8 @@ class Run:
                     time.sleep(0.5)
                     continue
                 break
-            results.append((result.id, result.parent.id))
+            members = tuple(member.id for member in result.parent.results)
+            results.append(Started(result.id, result.parent.id, members, time.time()))
         return results
 
     def body(self, t: Any, number: int) -> Any:
@@ -263,24 +329,25 @@ class Run:
             return body
         return (strict if number % 2 else tolerant)(body)
 
-    def produce_in_part(self, config: dict[str, Any]) -> list[tuple[str, str]]:
+    def produce_in_part(self, config: dict[str, Any]) -> list[Started]:
         """Start chords of 1,000 members in processes that are killed half-way."""
         results = []
         for number in range(max(2, self.chords // 100)):
             ids = (f"body-{self.stack.name}-{number}", f"group-{self.stack.name}-{number}")
             arguments = json.dumps([config, *ids, number % 2 == 0])
             subprocess.run([sys.executable, "-m", "tests.chaos.producer", arguments], check=False)
-            results.append(ids)
+            results.append(Started(*ids, (), time.time()))
         return results
 
     def account(
         self,
-        results: list[tuple[str, str]],
+        results: list[Started],
         ended: dict[str, Any],
         journal: Path,
         fleet: Fleet,
         died: int,
         seconds: float,
+        late: float | None,
     ) -> bool:
         values = [r.value for r in ended.values() if r.state == states.SUCCESS]
         failed = sum(r.state != states.SUCCESS for r in ended.values())
@@ -288,11 +355,14 @@ class Run:
         wrong = sum(not self.is_right(value, size) for value in values)
         complete = sum(value == list(range(size)) for value in values)
         # The chord ended, but not even the error of its body could be stored.
-        sent = set(re.findall(r"published (\S+)", journal.read_text() if journal.exists() else ""))
-        lost = sum(body in sent and body not in ended for body, _ in results)
+        sent = {name for what, name, _ in entries(journal) if what == "published"}
+        lost = sum(started.body in sent and started.body not in ended for started in results)
         never = len(results) - len(ended) - lost
-        inside, outside = published_twice(journal, dict(results))
-        fatal = never or wrong or outside or (lost and self.mode != "cuts")
+        inside, outside = published_twice(
+            journal, {started.body: started.group for started in results}
+        )
+        fatal = never or wrong or outside or (lost and self.mode not in AWAY)
+        fatal = fatal or (late or 0) > self.timeout + LATEST
         if self.mode in ("kills", "steps"):
             fatal = fatal or failed
         kills = ", ".join(f"{count} {what}" for what, count in sorted(fleet.kills.items()))
@@ -303,7 +373,9 @@ class Run:
             f"{died} processes died by themselves, killed: {kills or 'none'}\n"
             f"    never ended {never}, wrong {wrong}, failed {failed}, complete {complete}, "
             f"bodies whose result was not stored {lost}, "
-            f"published again: inside the window {inside}, outside {outside}{verdict}",
+            f"published again: inside the window {inside}, outside {outside}"
+            + (f"; settled at most {late:.1f} s after the last progress" if late else "")
+            + verdict,
             flush=True,
         )
         return self.is_stock or not fatal

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from celery import chain, chord, group
+from celery import chain, chord, group, signature
 
 from chordguard import tolerant
-from chordguard._patch import celery_5_3, celery_5_7, celery_version
+from chordguard._patch import celery_5_3, celery_5_6, celery_5_7, celery_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 #: What can become of a canvas.
 RIGHT, FAILS, HANGS, WRONG, RAISES = "right", "fails", "hangs", "wrong", "raises"
 
-REDIS, SQLITE, POSTGRESQL = "redis", "sqlite", "postgresql"
-SQL = (SQLITE, POSTGRESQL)
+REDIS, SQLITE, POSTGRESQL, MARIADB = "redis", "sqlite", "postgresql", "mysql"
+SQL = (SQLITE, POSTGRESQL, MARIADB)
 ALL = (REDIS, *SQL)
 
 BOOM = "ValueError: boom"
+
+#: The name of a task that no worker has.
+NOT_REGISTERED = "tests.not_registered"
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,52 @@ def hangs_in_chain_step(backend: str) -> tuple[str, ...]:
     return (HANGS,) if celery_version() < celery_5_7 else (FAILS,)
 
 
+def on_redis(*outcomes: str, else_: str) -> Callable[[str], str | tuple[str, ...]]:
+    return lambda backend: outcomes if backend == REDIS else (else_,)
+
+
+def from_5_3(*outcomes: str, else_: str) -> Callable[[str], str | tuple[str, ...]]:
+    return lambda backend: outcomes if celery_version() >= celery_5_3 else (else_,)
+
+
+def nested_errback(backend: str) -> tuple[str, ...]:
+    """A8: from 5.3 on an errback is linked to the chords in the header, too; on Redis A2."""
+    if backend == REDIS:
+        return (HANGS,)
+    return (WRONG,) if celery_version() >= celery_5_3 else (RIGHT,)
+
+
+def twice_before_5_7(backend: str) -> tuple[str, ...]:
+    """A8: on Redis a member that is killed at its hard limit may count twice."""
+    may = backend == REDIS and celery_version() < celery_5_7
+    return (RIGHT, WRONG) if may else (RIGHT,)
+
+
 def nested_chord(backend: str) -> tuple[str, ...]:
     """A2: on Redis the failure of a chord in the header never reaches the outer chord."""
     return (HANGS,) if backend == REDIS else (FAILS,)
 
+
+def chord_in_nested_group(backend: str) -> tuple[str, ...]:
+    """B15: from 5.7 on a chord in such a group is counted for the group alone; before that B3."""
+    if celery_version() >= celery_5_7:
+        return (HANGS,) if backend == REDIS else (RIGHT,)
+    return nested_in_chain(RIGHT)(backend)
+
+
+#: What takes the place of a member, see `tests.canvases.model`.
+FAILING_CHORD_OF_CHORDS = {
+    "chord": [{"task": "member", "does": "fails"}],
+    "body": {
+        "chord": [{"task": "second", "does": "returns"}],
+        "body": {"task": "last", "does": "returns"},
+    },
+    "choice": {"tolerate": False},
+}
+CHORD_WITH_A_CHAIN = {
+    "chord": [{"task": "member", "does": "returns"}],
+    "body": {"chain": [{"task": "first", "does": "returns"}, {"task": "last", "does": "returns"}]},
+}
 
 #: Run by workers with ``chord_propagate_errors = False``, which stock does not know.
 TOLERANT = (
@@ -316,6 +361,161 @@ TOLERANT = (
         # The database holds nothing of it.
         lambda backend: (RIGHT,) if backend == REDIS else (HANGS,),
     ),
+    # Groups and chords in places where few have put them.
+    Scenario(
+        "A15",
+        "member replaced by a chord of chords, which fails",
+        lambda t: chord(
+            [t.replaced_step.s(node=FAILING_CHORD_OF_CHORDS), t.echo.s(2)], t.collect_types.s()
+        ),
+        ["ChordError", "int"],
+        always(HANGS),
+    ),
+    Scenario(
+        "B13",
+        "group in a generator header",
+        lambda t: chord(
+            (
+                member
+                for member in [t.echo.s(0), group(t.echo.s(i) for i in range(1, 8)), t.echo.s(8)]
+            ),
+            t.collect.s(),
+        ),
+        list(range(9)),
+        generator(WRONG),
+    ),
+    Scenario(
+        "B14",
+        "group after a chord whose body is a group",
+        lambda t: (
+            chord([t.echo.s(1)], group(t.collect.s(), t.collect.s()))
+            | group(t.collect.s(), t.collect.s())
+        ),
+        [[[1], [1]], [[1], [1]]],
+        always(WRONG),
+    ),
+    Scenario(
+        "B15",
+        "chord in the group that a chain ends in",
+        lambda t: chord(
+            [
+                chain(t.echo.s(1), group(chord([t.echo.s()], t.collect.s()), t.echo.s())),
+                t.echo.s(2),
+            ],
+            t.collect.s(),
+        ),
+        [[[1], 1], 2],
+        chord_in_nested_group,
+    ),
+    Scenario(
+        "B16",
+        "member replaced by a chord whose body is a chain",
+        lambda t: chord([t.replaced_step.s(node=CHORD_WITH_A_CHAIN), t.echo.s(2)], t.collect.s()),
+        [["last", ["first", [["member"]]]], 2],
+        lambda backend: (
+            (HANGS,) if backend == REDIS and celery_version() >= celery_5_6 else (RIGHT,)
+        ),
+    ),
+    # Members that end without a result.
+    Scenario(
+        "A10",
+        "member raises Ignore",
+        lambda t: chord([t.ignore.s(), t.echo.s(2)], t.collect.s()),
+        ["Ignore: ", 2],
+        always(HANGS),
+    ),
+    Scenario(
+        "A10",
+        "member stores its state, then raises Ignore",
+        lambda t: chord([t.store_then_ignore.s("SUCCESS", 1), t.echo.s(2)], t.collect.s()),
+        [1, 2],
+        on_redis(HANGS, else_=RIGHT),
+    ),
+    Scenario(
+        "A10",
+        "step of a chain raises Ignore",
+        lambda t: chord([chain(t.ignore.s(), t.echo.s()), t.echo.s(2)], t.collect.s()),
+        ["Ignore: ", 2],
+        always(HANGS),
+    ),
+    Scenario(
+        "A10",
+        "member rejects its message",
+        lambda t: chord([t.reject.s(), t.echo.s(2)], t.collect.s()),
+        ["Reject: ('rejected', False)", 2],
+        before_5_7(HANGS, then=FAILS),
+    ),
+    Scenario(
+        "A11",
+        "member is not registered",
+        lambda t: chord([signature(NOT_REGISTERED), t.echo.s(2)], t.collect.s()),
+        [f"NotRegistered: {NOT_REGISTERED}", 2],
+        on_redis(HANGS, else_=FAILS),
+    ),
+    Scenario(
+        "A11",
+        "member in a group is not registered",
+        lambda t: chord(
+            [group(t.echo.s(1), group(signature(NOT_REGISTERED))), t.echo.s(2)], t.collect.s()
+        ),
+        [1, f"NotRegistered: {NOT_REGISTERED}", 2],
+        on_redis(HANGS, else_=FAILS),
+    ),
+    Scenario(
+        "A11",
+        "step of a chain is not registered",
+        lambda t: chord([chain(signature(NOT_REGISTERED), t.echo.s()), t.echo.s(2)], t.collect.s()),
+        [f"NotRegistered: {NOT_REGISTERED}", 2],
+        always(HANGS),
+    ),
+)
+
+#: Run by workers with default settings: chords that fail. A8: their errback is called once, with
+#: ``task_allow_error_cb_on_chord_header``, too. A9: their error names the members that failed.
+STRICT = (
+    Scenario(
+        "A8",
+        "errback, two members fail",
+        lambda t: chord([t.fail.s("a"), t.fail.s("b"), t.echo.s(3)], t.collect.s()),
+        1,
+        from_5_3(WRONG, else_=RIGHT),
+    ),
+    Scenario(
+        "A8",
+        "errback, chord in the header",
+        lambda t: chord([chord([t.fail.s(), t.echo.s(1)], t.collect.s()), t.echo.s(2)], t.tsum.s()),
+        1,
+        nested_errback,
+    ),
+    Scenario(
+        "A8",
+        "errback, body is a group",
+        lambda t: chord([t.fail.s(), t.echo.s(1)], group(t.collect.s(), t.collect.s())),
+        1,
+        # A5: before 5.6 nobody fails the members of the group.
+        lambda backend: (HANGS,) if celery_version() < celery_5_6 else (WRONG,),
+    ),
+    Scenario(
+        "A8",
+        "errback, body is a chord",
+        lambda t: chord([t.fail.s(), t.echo.s(1)], chord([t.collect.s()], t.collect.s())),
+        1,
+        always(HANGS),  # A3
+    ),
+    Scenario(
+        "A8",
+        "errback, hard time limit",
+        lambda t: chord([t.exceed_hard_limit.s(), t.echo.s(2)], t.collect.s()),
+        1,
+        lambda backend: (WRONG,) if celery_version() >= celery_5_3 else twice_before_5_7(backend),
+    ),
+    Scenario(
+        "A9",
+        "error names the members that failed",
+        lambda t: chord([t.echo.s(1), t.fail.s("a"), group(t.fail.s("b"))], t.collect.s()),
+        2,
+        always(WRONG),
+    ),
 )
 
 #: Run by workers that look at a chord soon and often.
@@ -343,7 +543,8 @@ BOUNDED = (
     ),
 )
 
-#: Run by workers that have a low bound for the poller among their task annotations.
+#: Run by workers that have a low bound for the poller among their task annotations, and no time
+#: to read the results of a header.
 ANNOTATED = (
     Scenario(
         "C2",
@@ -351,6 +552,14 @@ ANNOTATED = (
         lambda t: chord([t.echo.s(1), t.echo.s(2).set(queue=t.nowhere)], t.collect.s()),
         [1, "ChordMemberLost: no result of this header task arrived before the chord's bound"],
         before_5_7(HANGS, then=FAILS),
+        SQL,
+    ),
+    Scenario(
+        "C7",
+        "reading the results takes long",
+        lambda t: chord([t.echo.s(1), t.echo.s(2)], t.collect.s()),
+        [1, 2],
+        before_5_7(FAILS, then=RIGHT),
         SQL,
     ),
 )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from celery import states
 
+from chordguard.completion import header_of, leaf_ids
 from tests.conformance.catalogue import FAILS, HANGS, RIGHT, WRONG
+from tests.harness import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Seconds for a canvas that is expected to end.
 ENDS_WITHIN = 60.0
+#: Seconds without anything but polling after which what hangs beside another hanging canvas does.
+STILL_QUIET = 0.4
 
 
 def run_all(
@@ -36,7 +41,61 @@ def run_all(
     for scenario, result in published:
         outcome = cluster.outcome(result, deadline=ENDS_WITHIN, quiet=quiet)
         judged[str(scenario)] = (judge(outcome, scenario.expected), outcome)
+        if outcome.hung and quiet is not None:
+            # What was published with it had as long a time.
+            quiet = min(quiet, STILL_QUIET)
     return judged
+
+
+def run_strict(
+    cluster: Cluster,
+    scenarios: Sequence[Scenario],
+    backend: str,
+    quiet: float | None,
+    folder: Path,
+) -> dict[str, tuple[str, Outcome]]:
+    """Publish every canvas with an errback, see how each ends and how often its errback is called.
+
+    A canvas is right that fails, calls its errback once (A8) and names so many members (A9).
+    """
+    errback = cluster.tasks.errback_new
+    published = []
+    cluster.app.conf.task_allow_error_cb_on_chord_header = True
+    try:
+        for number, scenario in enumerate(scenarios):
+            if backend in scenario.backends:
+                record = str(folder / str(number))
+                canvas = scenario.canvas(cluster.tasks).on_error(errback.s(record=record))
+                published.append((scenario, canvas.apply_async(), Path(record)))
+    finally:
+        cluster.app.conf.task_allow_error_cb_on_chord_header = False
+    ended = [
+        (scenario, record, cluster.outcome(result, deadline=ENDS_WITHIN, quiet=quiet))
+        for scenario, result, record in published
+    ]
+    # A call too many may come last.
+    wait_until(cluster.is_idle, timeout=ENDS_WITHIN, what="idle worker")
+    judged = {}
+    for scenario, record, outcome in ended:
+        if scenario.defect == "A8":
+            found = len(record.read_text().splitlines()) if record.exists() else 0
+        else:
+            found = len(members_named(outcome))
+        judged[str(scenario)] = (judge_failure(outcome, found, scenario.expected), outcome)
+    return judged
+
+
+def members_named(outcome: Outcome) -> list[str]:
+    """Return the members that failed and are named in the error of their chord."""
+    ids = leaf_ids(header_of(outcome.result.parent.results))
+    failed = [id_ for id_ in ids if outcome.result.app.AsyncResult(id_).state == states.FAILURE]
+    return [id_ for id_ in failed if id_ in str(outcome.value)]
+
+
+def judge_failure(outcome: Outcome, found: int, expected: int) -> str:
+    if outcome.hung:
+        return HANGS
+    return RIGHT if outcome.state == states.FAILURE and found == expected else WRONG
 
 
 def judge(outcome: Outcome, expected: Any) -> str:

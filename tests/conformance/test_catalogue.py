@@ -10,12 +10,13 @@ from celery import Celery, chord
 from chordguard import install_patches
 from tests import tasks as declared_tasks
 from tests.conformance import catalogue
-from tests.conformance.catalogue import ALL, POSTGRESQL, RAISES, REDIS, RIGHT, SQLITE, WRONG
-from tests.conformance.cells import once, run_all
+from tests.conformance.catalogue import ALL, RAISES, REDIS, RIGHT, SQL, WRONG
+from tests.conformance.cells import once, run_all, run_strict
 from tests.harness import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from tests.conformance.catalogue import Scenario
     from tests.harness import Cluster
@@ -30,7 +31,11 @@ QUIET_BOUNDED = 6.0
 #: The safety net of a chord that is lost: each look is a poll.
 ASKED = {**TOLERANT, "chord_unlock_first_delay": 0.2, "chord_unlock_retry_delay": 0.2}
 BOUNDED = {**ASKED, "chord_unlock_max_retries": LOST_AFTER}
-ANNOTATED = {**ASKED, "task_annotations": {"celery.chord_unlock": {"max_retries": LOST_AFTER}}}
+ANNOTATED = {
+    **ASKED,
+    "task_annotations": {"celery.chord_unlock": {"max_retries": LOST_AFTER}},
+    "result_chord_join_timeout": 1e-6,
+}
 
 HALVES = [pytest.param(False, id="stock"), pytest.param(True, id="patched")]
 
@@ -89,6 +94,25 @@ def check(
 def test_tolerant_chord(clusters, note, backend_kind, patched, scenario):
     """A canvas whose failures are to be tolerated ends as the catalogue says."""
     check(clusters, note, backend_kind, patched, "tolerant", scenario)
+
+
+@once
+def failures(
+    clusters: Callable[..., Cluster], backend: str, patched: bool, folder: Callable[[str], Path]
+) -> dict[str, Any]:
+    cluster = clusters(backend, patched=patched)
+    quiet = None if patched else QUIET
+    return run_strict(cluster, catalogue.STRICT, backend, quiet, folder("errbacks"))
+
+
+@cases(catalogue.STRICT)
+@pytest.mark.filterwarnings("ignore:task_allow_error_cb_on_chord_header")
+def test_failing_chord(clusters, note, backend_kind, patched, scenario, tmp_path_factory):
+    """A chord that fails calls its errback once, and its error names who failed."""
+    ended = failures(clusters, backend_kind, patched, tmp_path_factory.mktemp)
+    judged, outcome = ended[str(scenario)]
+    note(str(scenario), backend_kind, patched, judged)
+    assert judged in ((RIGHT,) if patched else scenario.stock(backend_kind)), outcome
 
 
 @cases(catalogue.ASKED)
@@ -182,7 +206,7 @@ def test_tolerant_eager_chord(eager_app, note, patched):
 MEMBERS = 60
 #: Reads for each member that count as linear. Redis hands over a result for each key that is
 #: read; on SQL one statement reads hundreds.
-LINEAR = {REDIS: 4, SQLITE: 1, POSTGRESQL: 1}
+LINEAR = {REDIS: 4, **dict.fromkeys(SQL, 1)}
 
 
 @pytest.mark.parametrize("backend_kind", ALL)

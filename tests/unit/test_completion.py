@@ -76,6 +76,7 @@ class TestCollecting:
             completion.collect(["a", ["b"], "c"], done(a=FAILED, c=3), policy)
 
         message = str(caught.value)
+        assert isinstance(caught.value.__cause__, ValueError)
         assert message.startswith(f"2 of 3 header tasks failed, {allowance}: ")
         assert "a ValueError: boom" in message
         assert "b ChordMemberLost: " in message
@@ -132,16 +133,30 @@ class TestStrictChords:
 
         def finish(header, results, **options):
             body = app.tasks["tests.collect"].s()
-            completion.finish(app, body, header, results, STRICT, **options)
+            completion.finish(app, body, header, results, STRICT, group_id="g", **options)
             return errors.pop()
 
         return finish
 
-    def test_error_names_the_first_member_that_failed(self, finish):
-        error = finish(["a", ["b", "c"]], done(c=FAILED, b=FAILED, a=1))
+    def test_error_names_the_member_that_failed(self, finish):
+        error = finish(["a", ["b", "c"]], done(c=1, b=FAILED, a=1))
 
         assert "Dependency b raised ValueError('boom')" == str(error)
         assert isinstance(error.__cause__, ValueError)
+
+    def test_error_names_all_members_that_failed_as_far_as_they_are_readable(self, finish):
+        ids = [f"m{number}" for number in range(completion.NAMED + 3)]
+        results = done(**dict.fromkeys(ids, FAILED))
+        results["m2"] = StoredResult("m2", "FAILURE", ValueError("x" * 1000))
+
+        first, second, third, *others = str(finish(["m", ids], {**results, **done(m=1)})).split(
+            "; "
+        )
+
+        assert "Dependency m0 raised ValueError('boom')" == first
+        assert "also failed: m1 ValueError: boom" == second
+        assert "m2 ValueError: " + "x" * (completion.LINE - 15) + "..." == third
+        assert ["m3 ValueError: boom", "and 2 more"] == [others[0], others[-1]]
 
     def test_error_without_a_text_fails_the_chord(self, finish):
         wordless = StoredResult("a", "FAILURE", Wordless())
@@ -162,6 +177,7 @@ class TestStrictChords:
             "Chord g was settled early: no result of 1 of 3 header tasks: b; "
             "failed: c ValueError: boom"
         ) == str(error)
+        assert isinstance(error.__cause__, ValueError)
 
     def test_chord_that_is_settled_when_all_are_there_names_the_one_that_failed(self, finish):
         error = finish(["a", "b"], done(a=1, b=FAILED), settled="Chord g was settled early")
@@ -210,6 +226,26 @@ class TestWaiting:
         result = body.freeze()
 
         assert result.id == waiting_for(transport(body))[-1]
+
+    @pytest.mark.parametrize("kind", ["chord", "chain", "group"])
+    def test_what_takes_the_place_of_a_member_is_a_member(self, t, transport, kind):
+        """`Task.replace` freezes it first, and then tells the whole of its chord."""
+        last = chord([t.echo.s()], chain(t.echo.s(), t.collect.s()))
+        body = {
+            "chord": chord([t.echo.s()], last),
+            "chain": chain(t.echo.s(), last),
+            "group": group(last, t.echo.s()),
+        }[kind]
+        body.freeze()
+        around = {"chord": through_json(t.collect.s()), "group_id": "g", "group_index": 2}
+        body.set(**around)
+
+        leaves = list(completion.waiting_for(transport(body)))
+
+        members = leaves[-2:] if kind == "group" else leaves[-1:]
+        for leaf in members:
+            assert around == {key: leaf["options"][key] for key in around}, leaf
+        assert "chord" not in leaves[0]["options"]
 
     def test_what_is_chained_after_it_waits_too(self, t, transport):
         body = t.echo.s()

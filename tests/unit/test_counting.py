@@ -304,6 +304,23 @@ class TestEnding:
         assert [[0, 1, 2]] == chord.published()
         assert chord.record is None
 
+    def test_chord_that_was_taken_over_and_then_ended_is_not_ended_again(self, ledger, monkeypatch):
+        chord = Chord(ledger, size=1)
+        claim = chord.end(0)
+        collect = ledger.collect
+
+        def collect_slowly(claim):
+            collected = collect(claim)
+            # Who had it before was only slow, and has ended it now.
+            ledger.close(chord.group_id)
+            return collected
+
+        monkeypatch.setattr(ledger, "collect", collect_slowly)
+
+        assert not self.end(chord, claim, takes_over=True)
+
+        assert [] == chord.published()
+
     def test_member_that_failed_fails_a_strict_chord(self, ledger):
         chord = Chord(ledger)
         chord.end(0)

@@ -15,7 +15,7 @@ from celery import Celery
 from click.testing import CliRunner
 
 import chordguard
-from chordguard import _patch, doctor, install_patches
+from chordguard import _patch, doctor, errors, install_patches
 from chordguard.__main__ import FINE, UNUSABLE, WRONG, main
 
 SECRET = "hunter2"
@@ -408,7 +408,7 @@ def test_settings_of_celery(name, value):
     ],
 )
 def test_passwords_are_masked(text, masked):
-    assert masked == doctor.without_passwords(text)
+    assert masked == errors.without_passwords(text)
 
 
 # The command
@@ -453,6 +453,10 @@ def test_command_prints_the_report(project, suffix):
     assert f"chordguard on Celery {celery.__version__}" in result.stdout
     assert "  header_order: applied" in result.stdout
     assert "0 dangerous findings" in result.stderr
+    defects = result.stdout.partition("Defects of this Celery:")[2]
+    assert "  B10: closed by header_order - " in defects
+    assert ("  A6: closed by chain_failures" in defects) == (celery.VERSION < (5, 7))
+    assert "open" not in defects
 
 
 def test_command_tells_what_is_dangerous_without_passwords(project):

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from celery import Celery
 from celery.app.task import Context
 from celery.utils import uuid
-from redis.client import Pipeline
+from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool
@@ -394,7 +394,7 @@ class TestResults:
     def ids(self):
         return [uuid() for _ in range(4)]
 
-    def test_uncounted_are_those_that_are_ready_and_were_not_counted(self, ledger, ids):
+    def test_outstanding_are_those_that_were_not_counted(self, ledger, ids):
         header = [ids[0], [ids[1], ids[2]], ids[3]]
         group_id = start(ledger, header)
         for task_id in ids[:2]:
@@ -402,9 +402,10 @@ class TestResults:
         self.store(ledger, ids[2], None, "STARTED")
         count(ledger, group_id, ids[:1])
 
-        (found,) = ledger.uncounted(ledger.read(group_id), header)
+        found = ledger.outstanding({group_id: header})[group_id]
 
-        assert (ids[1], "SUCCESS") == (found.task_id, found.state)
+        assert [(ids[1], "SUCCESS")] == [(r.task_id, r.state) for r in found.uncounted]
+        assert tuple(ids[2:]) == found.missing
 
     def test_results_are_collected(self, ledger, ids):
         header = [ids[0], [ids[1]], ids[2], ids[3]]
@@ -708,6 +709,75 @@ class TestClosing:
         assert set() == ledger.counted(abandoned)
         assert ledger.read(group_id)
 
+    @pytest.mark.parametrize("kind", on("postgresql", "mysql"))
+    def test_part_that_is_counted_while_its_chord_is_closed_leaves_nothing(self, ledger):
+        group_id = start(ledger, ["a", "b"])
+        other = DatabaseLedger(ledger.backend)
+        counted_meanwhile = []
+
+        @sa.event.listens_for(sa.engine.Engine, "before_cursor_execute")
+        def count_meanwhile(connection, cursor, statement, *_):
+            is_row = statement.startswith(f"DELETE FROM {ledger.tables.chord.name} ")
+            if is_row and not counted_meanwhile:
+                counted_meanwhile.append("a")
+                other.count(group_id, Part("a"))
+
+        try:
+            ledger.close(group_id)
+        finally:
+            sa.event.remove(sa.engine.Engine, "before_cursor_execute", count_meanwhile)
+
+        assert ["a"] == counted_meanwhile
+        assert set() == ledger.counted(group_id)
+
+    @in_sql
+    def test_members_without_their_chord_are_forgotten(self, ledger, group_id):
+        count(ledger, group_id, "a")
+        left = start(ledger, ["b", "c"])
+        count(ledger, left, "b")
+        # As if whoever closed it had died between the two.
+        ledger._write(ledger.tables.remove, left)
+
+        assert 0 == ledger.forget_abandoned(100)
+
+        assert set() == ledger.counted(left)
+        assert {"a"} == ledger.counted(group_id)
+
+
+class TestManyChords:
+    def test_all_live_ones_are_told(self, ledger, group_id):
+        other = start(ledger, ["d"])
+
+        assert {group_id, other} <= set(ledger.group_ids())
+        ledger.close(other)
+        assert other not in ledger.group_ids()
+
+    def test_they_are_read_together(self, ledger, group_id):
+        other = start(ledger, ["d", "e"])
+        count(ledger, other, "d")
+
+        found = ledger.read_all([group_id, other, "unknown"])
+
+        assert {group_id, other} == found.keys()
+        assert [(3, 0), (2, 1)] == [
+            (found[id_].size, found[id_].returned) for id_ in (group_id, other)
+        ]
+        assert ["a", ["b"], "c"] == found[group_id].header
+        ledger.close(other)
+
+    def test_members_that_failed_are_told(self, ledger, group_id):
+        members = {uuid(): state for state in ("SUCCESS", "FAILURE", "REVOKED", "FAILURE")}
+        other = start(ledger, [*members])
+        for index, (task_id, state) in enumerate(members.items()):
+            value = "FAILURE" if state == "SUCCESS" else ValueError(state)
+            ledger.backend.store_result(task_id, value, state)
+            if index < 3:
+                request = Context(id=task_id, group_index=index, task="any")
+                ledger.count(other, ledger.part_of(request, state, value, is_ignored=False))
+
+        assert {group_id: 0, other: 2} == ledger.failed([group_id, other])
+        ledger.close(other)
+
 
 def keys_of(ledger):
     """Return the keys of this test."""
@@ -874,9 +944,9 @@ class TestWorkersWithoutThePatches:
             ledger.backend.store_result(task_id, 1, "SUCCESS")
         stock(group_id, ids[0])
 
-        found = ledger.uncounted(ledger.read(group_id), ids)
+        found = ledger.outstanding({group_id: ids})[group_id]
 
-        assert ids[1:] == [result.task_id for result in found]
+        assert ids[1:] == [result.task_id for result in found.uncounted]
 
     def test_chord_that_they_started_is_counted_and_ended(self, ledger, redis_ledger, stock):
         group_id = uuid()
@@ -1323,14 +1393,14 @@ def test_tables_are_where_the_app_wants_them():
 
 @in_redis
 def test_reading_is_tried_again(ledger, group_id, monkeypatch):
-    execute, failures = Pipeline._execute_pipeline, [RedisConnectionError("cut")]
+    execute, failures = Redis.execute_command, [RedisConnectionError("cut")]
 
     def fail_once(*args, **kwargs):
         if failures:
             raise failures.pop()
         return execute(*args, **kwargs)
 
-    monkeypatch.setattr(Pipeline, "_execute_pipeline", fail_once)
+    monkeypatch.setattr(Redis, "execute_command", fail_once)
 
     assert group_id == ledger.read(group_id).group_id
     assert not failures

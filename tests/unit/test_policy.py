@@ -25,6 +25,20 @@ RECORD = {
 }
 
 
+BODIES = pytest.mark.parametrize(
+    "make",
+    [
+        lambda t: t.collect.s(),
+        lambda t: chain(t.collect.s(), t.echo.s()),
+        lambda t: group(t.collect.s(), t.collect.s()),
+        lambda t: group(chain(t.collect.s(), t.echo.s()), t.collect.s()),
+        lambda t: chain(group(t.collect.s(), t.collect.s()), group(t.collect.s(), t.collect.s())),
+        lambda t: chord([t.collect.s()], t.collect.s()),
+    ],
+    ids=["task", "chain", "group", "group of a chain", "groups", "chord"],
+)
+
+
 @pytest.fixture
 def app():
     app = Celery("policy", broker="memory://", backend="db+sqlite://", set_as_current=False)
@@ -67,25 +81,25 @@ class TestChoice:
 
         assert tolerates(app, marked.body)
 
-    def test_choice_stays_with_the_body_that_a_task_is_chained_to(self, app, t):
-        """`chord | task` makes a chain of the body and the task."""
-        canvas = strict(chord([t.echo.s(1)], t.collect.s())) | t.echo.s() | t.echo.s()
+    @BODIES
+    def test_choice_stays_with_the_body_whatever_is_chained_to_it(self, app, t, make):
+        """`chord | task` makes a chain, or a chord, of the body and the task."""
+        canvas = strict(chord([t.echo.s(1)], make(t))) | t.echo.s() | t.echo.s()
         app.conf.chord_propagate_errors = False
 
-        assert "chain" == canvas.body["subtask_type"]
+        assert "chord" == canvas["subtask_type"]
         assert not tolerates(app, canvas.body)
-        assert not tolerates(app, json.loads(json.dumps(canvas.body)))
+        assert not tolerates(app, through_json(canvas)["kwargs"]["body"])
 
-    @pytest.mark.parametrize(
-        "make",
-        [
-            lambda t: t.collect.s(),
-            lambda t: chain(t.collect.s(), t.echo.s()),
-            lambda t: group(t.collect.s(), t.collect.s()),
-            lambda t: chord([t.collect.s()], t.collect.s()),
-        ],
-        ids=["task", "chain", "group", "chord"],
-    )
+    def test_choice_is_not_that_of_a_chord_in_the_body(self, app, t):
+        inner = chord([chord([t.collect.s()], t.collect.s())], t.collect.s())
+        canvas = tolerant(chord([t.echo.s(1)], group(inner, t.collect.s()))) | t.echo.s()
+
+        assert tolerates(app, canvas.body)
+        assert not tolerates(app, inner.body)
+        assert not tolerates(app, canvas.body.tasks[0].body)
+
+    @BODIES
     def test_body_may_be_any_canvas(self, app, t, make):
         marked = tolerant(chord([t.echo.s(1)], make(t)), max_errors=2)
 
@@ -107,6 +121,14 @@ class TestChoice:
         assert not tolerates(app, original.body)
         assert {"trace": 1} == original.body.options["headers"]
         assert 1 == marked.body.options["headers"]["trace"]
+
+    @BODIES
+    def test_original_body_is_left_as_it_was(self, app, t, make):
+        original = chord([t.echo.s(1)], make(t))
+
+        tolerant(original)
+
+        assert not tolerates(app, original.body)
 
     @pytest.mark.parametrize("choose", [tolerant, strict])
     @pytest.mark.parametrize("wrong", [None, "task", 1, ["task"], {}])

@@ -4,13 +4,14 @@ A part is one transaction: store the member's result, insert the member (one tha
 already is no new part), count it in the chord's row. The UPDATE that counts also claims the
 chord for whom its last part came from. On PostgreSQL all of it is one statement.
 
-Locks. Members come before their chord's row, in every transaction, so two of them never wait
-for each other; the row, for which all parts of a chord queue, is held no longer than the commit
-takes. A result's row is locked by those only that store the same result, which PostgreSQL does
-last and the others first. There is no foreign key, whose check would lock the chord's row first,
-and all conditions of what is written are on a primary key, so that no scan locks rows: chords
-that are due or abandoned are looked for without a lock, and changed one by one. The index of
-what is due is written when a chord starts, is claimed or was looked at, not with each part.
+Locks. Members come before their chord's row, in every transaction that has both, so two of them
+never wait for each other; the row, for which all parts of a chord queue, is held no longer than
+the commit takes. A chord is removed in two transactions, its row first. A result's row is locked
+by those only that store the same result, which PostgreSQL does last and the others first. There
+is no foreign key, whose check would lock the chord's row first, and all conditions of what is
+written are on a primary key, so that no scan locks rows: chords that are due or abandoned are
+looked for without a lock, and changed one by one. The index of what is due is written when a
+chord starts, is claimed or was looked at, not with each part.
 
 Isolation. PostgreSQL: read committed, whatever the engine says, since under repeatable read two
 parts could not both count. MySQL and MariaDB: the engine's own; under their repeatable read an
@@ -24,8 +25,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,7 +40,18 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from .. import backends
 from ..backends import StoredResult
 from . import model
-from .model import Claim, Header, Ledger, Part, Record, leaf_ids, new_token, pack, unpack
+from .model import (
+    Claim,
+    Header,
+    Ledger,
+    Outstanding,
+    Part,
+    Record,
+    leaf_ids,
+    new_token,
+    pack,
+    unpack,
+)
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -56,8 +68,10 @@ DIALECTS = ("mariadb", "mysql", "postgresql", "sqlite")
 #: How an insert passes over a row that is there already, by dialect.
 _INSERT_PREFIX = {"mysql": "IGNORE", "mariadb": "IGNORE", "sqlite": "OR IGNORE"}
 
-#: How often the tables are tried to be created, since several processes may do so at once.
-CREATE_ATTEMPTS = 6
+READ_COMMITTED = "READ COMMITTED"
+
+#: The drivers of PostgreSQL that can be told to send no BEGIN.
+DRIVERS_WITH_AUTOCOMMIT = ("psycopg", "psycopg2", "psycopg2cffi")
 
 _LONG_TEXT = (
     sa.Text().with_variant(mysql.LONGTEXT(), "mysql").with_variant(mysql.LONGTEXT(), "mariadb")
@@ -142,6 +156,11 @@ class Tables:
         # It locks the row, so that nobody else changes the header.
         self.lock = update.where(is_free).values(progressed=sa.bindparam("now"))
         self.remove = self.chord.delete().where(_is_this(chord))
+        self.find_all = sa.select(chord.id)
+        columns = (chord.id, chord.size, chord.returned, chord.created, chord.progressed)
+        self.read_chords = sa.select(*columns, chord.claimed_until, chord.header, chord.body).where(
+            chord.id.in_(sa.bindparam("chords", expanding=True))
+        )
         self.find_abandoned = sa.select(chord.id).where(chord.progressed < sa.bindparam("before"))
         self.find_claimed = sa.select(chord.id, chord.claimed_by).where(
             chord.due > sa.bindparam("now"), chord.claimed_until > sa.bindparam("now")
@@ -169,7 +188,12 @@ class Tables:
             is_member, member.task_id == sa.bindparam("task")
         )
         self.remove_members = self.member.delete().where(is_member)
+        is_live = sa.exists().where(self.chord.c.id == member.chord_id)
+        self.find_orphans = sa.select(member.chord_id).where(~is_live).distinct()
         self.read_members = sa.select(member.task_id).where(is_member)
+        self.read_members_of = sa.select(member.chord_id, member.task_id).where(
+            member.chord_id.in_(sa.bindparam("chords", expanding=True))
+        )
         self.read_payloads = sa.select(member.task_id, member.payload).where(
             is_member & member.payload.is_not(None)
         )
@@ -254,6 +278,24 @@ def _insert(table: sa.Table, dialect: str) -> Any:
 _are_there: dict[tuple[str, Tables], bool] = {}
 
 
+@contextmanager
+def _autocommit(connection: Any) -> Iterator[None]:
+    """Have the driver send no BEGIN and COMMIT.
+
+    SQLAlchemy's isolation level AUTOCOMMIT would have psycopg2 set the session's level twice for
+    each use, and for each ping of the pool.
+    """
+    pooled = connection.connection
+    # Before SQLAlchemy 1.4.24 it had another name.
+    driver = getattr(pooled, "dbapi_connection", None) or pooled.connection
+    driver.autocommit = True
+    try:
+        yield
+    finally:
+        if not driver.closed:
+            driver.autocommit = False
+
+
 class DatabaseLedger(Ledger):
     """The live chords of one SQL result backend.
 
@@ -280,6 +322,10 @@ class DatabaseLedger(Ledger):
         # What it does in a child of the pool; elsewhere it makes an engine for each session.
         manager.forked = True
         self._own = (manager,)
+        if not getattr(self.backend, "thread_safe", False):
+            # One of this thread alone: what else it stores and reads goes the same way.
+            open_session = self.backend.ResultSession
+            self.backend.ResultSession = lambda own=manager: open_session(own)
 
     def is_usable(self) -> bool:
         """Tell whether the tables are there; the first time, create those that are not."""
@@ -431,38 +477,54 @@ class DatabaseLedger(Ledger):
             return None
         return self._read_claimed(connection, values)
 
-    def read(self, group_id: str) -> Record | None:
-        chord = self.tables.chord.c
-        columns = (chord.id, chord.size, chord.returned, chord.created, chord.progressed)
-        statement = self.tables.read_chord(*columns, chord.claimed_until, chord.header, chord.body)
-        rows = self._read(statement, group_id)
-        if not rows:
-            return None
-        *known, header, body = rows[0]
-        return Record(*known, unpack(header), body)  # type: ignore[call-arg]
+    def group_ids(self) -> list[str]:
+        return [group_id for (group_id,) in self._select(self.tables.find_all, {})]
+
+    def read_all(self, group_ids: Sequence[str]) -> dict[str, Record]:
+        found: dict[str, Record] = {}
+        for chunk in backends.chunks(group_ids):
+            for *known, header, body in self._select(self.tables.read_chords, {"chords": chunk}):
+                record = Record(*known, unpack(header), body)  # type: ignore[call-arg]
+                found[record.group_id] = record
+        return found
 
     def signatures(self, group_id: str) -> bytes | None:
         rows = self._read(self.tables.read_chord(self.tables.chord.c.signatures), group_id)
         return rows[0][0] if rows else None
 
-    def uncounted(self, record: Record, header: Header) -> list[StoredResult]:
+    def outstanding(self, headers: Mapping[str, Header]) -> dict[str, Outstanding]:
+        counted: dict[str, set[str]] = {group_id: set() for group_id in headers}
+        for chunk in backends.chunks(list(headers)):
+            for group_id, task_id in self._select(self.tables.read_members_of, {"chords": chunk}):
+                counted[group_id].add(task_id)
+        rest = {
+            group_id: list(dict.fromkeys(i for i in leaf_ids(header) if i not in counted[group_id]))
+            for group_id, header in headers.items()
+        }
+        ready = backends.ready_states(self.backend, [id_ for ids in rest.values() for id_ in ids])
+        return {
+            group_id: Outstanding(
+                tuple(id_ for id_ in ids if id_ not in ready),
+                tuple(StoredResult(id_, ready[id_], None) for id_ in ids if id_ in ready),
+            )
+            for group_id, ids in rest.items()
+        }
+
+    def failed(self, group_ids: Sequence[str]) -> dict[str, int]:
         task, member = self.backend.task_cls.__table__.c, self.tables.member.c
-        is_uncounted = task.status.in_(sorted(states.READY_STATES)) & task.task_id.not_in(
-            sa.select(member.task_id).where(member.chord_id == record.group_id)
+        statement = (
+            sa.select(member.chord_id, sa.func.count())
+            .where(
+                member.chord_id.in_(sa.bindparam("chords", expanding=True)),
+                member.task_id == task.task_id,
+                task.status.in_(sorted(states.PROPAGATE_STATES)),
+            )
+            .group_by(member.chord_id)
         )
-        columns = (task.task_id, task.status)
-
-        def look_for_results() -> list[StoredResult]:
-            found: list[StoredResult] = []
-            with self._session() as session:
-                for chunk in backends.chunks(list(leaf_ids(header))):
-                    statement = sa.select(*columns).where(task.task_id.in_(chunk), is_uncounted)
-                    found += [
-                        StoredResult(id_, state, None) for id_, state in session.execute(statement)
-                    ]
-            return found
-
-        return self._retried(look_for_results)
+        found = dict.fromkeys(group_ids, 0)
+        for chunk in backends.chunks(group_ids):
+            found.update(self._select(statement, {"chords": chunk}))
+        return found
 
     def collect(self, claim: Claim) -> tuple[Header, dict[str, StoredResult]]:
         header = claim.header or []
@@ -513,12 +575,13 @@ class DatabaseLedger(Ledger):
         return len(mine)
 
     def close(self, group_id: str) -> None:
-        def close_chord() -> None:
-            with self._transaction() as connection:
-                connection.execute(self.tables.remove_members, {"chord": group_id})
-                connection.execute(self.tables.remove, {"chord": group_id})
+        # Two transactions, the row first: a part that is counted meanwhile is seen by the second,
+        # one that comes later finds no row and takes its member back.
+        self._write(self.tables.remove, group_id)
+        self._write(self.tables.remove_members, group_id)
 
-        self._retried(close_chord)
+    def abandon(self, group_id: str, *, is_known: bool) -> None:
+        self.close(group_id)
 
     def forget_abandoned(self, before: float) -> int:
         """Forget the chords without progress since `before` (Unix time); return how many."""
@@ -529,6 +592,9 @@ class DatabaseLedger(Ledger):
         abandoned = self._select(self.tables.find_abandoned, {"before": before})
         for (group_id,) in abandoned:
             self.close(group_id)
+        # Whoever closed these died before the members were removed.
+        for (group_id,) in self._select(self.tables.find_orphans, {}):
+            self._write(self.tables.remove_members, group_id)
         return len(abandoned)
 
     def take_due(self, now: float, until: float, limit: int) -> list[str]:
@@ -576,19 +642,18 @@ class DatabaseLedger(Ledger):
     def _transaction(self, is_one_statement: bool = False) -> Iterator[Any]:
         """Yield a connection at the right isolation level, commit at the end of the block.
 
-        On PostgreSQL one statement is a transaction of its own.
+        On PostgreSQL one statement is a transaction of its own: no round trips to begin and end.
         """
-        with self._session() as session:
-            dialect, options = session.get_bind().dialect, {}
+        with self._session() as session, session.get_bind().connect() as connection:
+            dialect = connection.dialect
+            mode: AbstractContextManager[None] = nullcontext()
             if dialect.name == "postgresql":
-                level = "READ COMMITTED"
-                # Not known before the first connection of an engine.
-                default = getattr(dialect, "default_isolation_level", None)
-                if is_one_statement and default == level:
-                    level = "AUTOCOMMIT"
-                options["isolation_level"] = level
-            yield session.connection(execution_options=options)
-            session.commit()
+                if dialect.default_isolation_level != READ_COMMITTED:
+                    connection = connection.execution_options(isolation_level=READ_COMMITTED)
+                elif is_one_statement and dialect.driver in DRIVERS_WITH_AUTOCOMMIT:
+                    mode = _autocommit(connection)
+            with mode, connection.begin():
+                yield connection
 
     def _create_tables(self) -> bool:
         with self._session() as session:
@@ -596,16 +661,11 @@ class DatabaseLedger(Ledger):
         if engine.dialect.name not in DIALECTS:
             self._complain(f"the database {engine.dialect.name} is not supported")
             return False
-        for attempt in range(CREATE_ATTEMPTS):
-            try:
-                self.tables.metadata.create_all(engine)
-            except DatabaseError as exc:
-                # Another process may just be creating them.
-                error = exc
-                time.sleep(0.01 * 2**attempt)
-            else:
-                return True
-        if sa.inspect(engine).has_table(self.tables.member.name, schema=self.tables.member.schema):
+        # Asked first, a database that is away is not asked again and again.
+        if self._has_tables(engine):
+            return True
+        error = backends.create_tables(self.tables.metadata, engine)
+        if error is None or self._has_tables(engine):
             return True
         self._complain(
             f"the tables {self.tables.chord.fullname} and {self.tables.member.fullname} are not "
@@ -613,6 +673,10 @@ class DatabaseLedger(Ledger):
             f"`python -m chordguard ddl --dialect {engine.dialect.name}` and restart"
         )
         return False
+
+    def _has_tables(self, engine: Any) -> bool:
+        member = self.tables.member
+        return bool(sa.inspect(engine).has_table(member.name, schema=member.schema))
 
     def _complain(self, why: str) -> None:
         logger.warning("Chords are polled, not counted, as in Celery alone: %s", why)

@@ -22,6 +22,7 @@ __all__ = (
     "Claim",
     "Header",
     "Ledger",
+    "Outstanding",
     "Part",
     "Record",
     "header_of",
@@ -105,6 +106,19 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Outstanding:
+    """The members of a live chord that were not counted.
+
+    Attributes:
+        missing: The ids of those that are not done, as far as their results tell.
+        uncounted: The results of those that are; on SQL without their values.
+    """
+
+    missing: tuple[str, ...] = ()
+    uncounted: tuple[StoredResult, ...] = ()
+
+
+@dataclass(frozen=True)
 class Claim:
     """The right to end a chord, for :data:`CLAIM_SECONDS` or until it is renewed.
 
@@ -125,7 +139,7 @@ class Ledger(Protocol):
     backend: Any
 
     def keep_engine(self) -> None:
-        """Keep a connection between calls, outside the children of a pool, too."""
+        """Keep a connection between calls in this thread, outside the children of a pool, too."""
         return
 
     def open(
@@ -167,14 +181,28 @@ class Ledger(Protocol):
             The claim on the chord when the part was the last one and nobody else ends it.
         """
 
+    def group_ids(self) -> list[str]:
+        """Return the ids of all live chords."""
+
     def read(self, group_id: str) -> Record | None:
         """Return what is known of a live chord; None for one that has ended, or is unknown."""
+        return self.read_all([group_id]).get(group_id)
+
+    def read_all(self, group_ids: Sequence[str]) -> dict[str, Record]:
+        """Return what is known of those of `group_ids` that are live, by id."""
 
     def signatures(self, group_id: str) -> bytes | None:
         """Return the packed signatures of a live chord's members, if they were kept."""
 
-    def uncounted(self, record: Record, header: Header) -> list[StoredResult]:
-        """Return the ready results of members in `header` that nobody counted."""
+    def outstanding(self, headers: Mapping[str, Header]) -> dict[str, Outstanding]:
+        """Return which members of live chords were not counted.
+
+        Arguments:
+            headers: The members of each chord, by the id of its header.
+        """
+
+    def failed(self, group_ids: Sequence[str]) -> dict[str, int]:
+        """Return how many of the members that were counted had failed, for each live chord."""
 
     def collect(self, claim: Claim) -> tuple[Header, Mapping[str, StoredResult]]:
         """Return the members' ids, and the results of those that are ready."""
@@ -193,6 +221,14 @@ class Ledger(Protocol):
 
     def close(self, group_id: str) -> None:
         """Forget a chord that has ended."""
+
+    def abandon(self, group_id: str, *, is_known: bool) -> None:
+        """Forget a chord that was not sent completely, and never will be.
+
+        Arguments:
+            group_id: The chord.
+            is_known: Whether members of it may have been sent, whose parts find it closed.
+        """
 
     def take_due(self, now: float, until: float, limit: int) -> list[str]:
         """Return up to `limit` chords that are due; keep others from looking before `until`."""

@@ -9,19 +9,33 @@ expires; a live chord's keys live on with each part and each look.
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
 from typing import Any
 
+from celery import states
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
 
 from .. import backends
 from ..backends import StoredResult
 from . import model
-from .model import Claim, Header, Ledger, Part, Record, header_of, leaf_ids, new_token, pack, unpack
+from .model import (
+    Claim,
+    Header,
+    Ledger,
+    Outstanding,
+    Part,
+    Record,
+    header_of,
+    leaf_ids,
+    new_token,
+    pack,
+    unpack,
+)
 
 __all__ = ("RedisLedger",)
 
@@ -34,7 +48,14 @@ SPARE_SECONDS = 3600
 #: Seconds after which the keys of a chord that is never settled expire, unless it is looked at.
 LONGEST_SECONDS = 30 * 86400
 
-_FIELDS = ("size", "created", "progressed", "claimed_until", "header", "body", "seen", "lifetime")
+#: For how many members a script looks at once: nobody else is served meanwhile.
+PORTION = 1000
+
+#: The keys of a chord that go when it has ended.
+_CLOSED = (".j", ".t", ".s", ".d", ".c", "record", "due")
+
+#: What is read of a chord's record, beside its header and body; it has the last one for certain.
+_FIELDS = ("size", "created", "progressed", "claimed_until", "seen", "lifetime")
 
 
 class RedisLedger(Ledger):
@@ -108,53 +129,52 @@ class RedisLedger(Ledger):
             return None
         return Claim(group_id, token, unpack(answer[1]) if len(answer) > 1 else None)
 
-    def read(self, group_id: str) -> Record | None:
-        record, j, s, t, c = self._keys(group_id, "record", ".j", ".s", ".t", ".c")
+    def group_ids(self) -> list[str]:
+        (due,) = self._keys("", "due")
+        live = self.backend.ensure(self.backend.client.zrange, (due, 0, -1))
+        return [bytes_to_str(group_id) for group_id in live]  # type: ignore[no-untyped-call]
 
-        def read_chord() -> list[Any]:
-            # A pipeline that failed has forgotten its commands.
-            with self.backend.client.pipeline(transaction=False) as pipe:
-                pipe.hmget(record, _FIELDS)
-                (pipe.zcard if self.backend._chord_zset else pipe.llen)(j)
-                pipe.exists(s)
-                pipe.get(t)
-                pipe.get(c)
-                pipe.pttl(c)
-                answers: list[Any] = pipe.execute()
-                return answers
+    def read_all(self, group_ids: Sequence[str]) -> dict[str, Record]:
+        found: dict[str, Record] = {}
+        for chunk in backends.chunks(group_ids):
+            answers = self._run_over("records", json.dumps(_FIELDS), chunk)
+            for group_id, answer in zip(chunk, answers, strict=True):
+                if answer is not None:
+                    facts, header, body = answer
+                    found[group_id] = self._record(group_id, json.loads(facts), header, body)
+        return found
 
-        answers = self.backend.ensure(read_chord, ())
-        fields, returned, is_sized, added, claimed_by, claimed_for = answers
-        known = dict(zip(_FIELDS, fields, strict=True))
-        if known["lifetime"] is None:
-            return None
+    def _record(self, group_id: str, facts: Sequence[Any], packed_header: Any, body: Any) -> Record:
+        fields, returned, is_sized, added, claimed_by, claimed_for = facts
+        # What is not there is False.
+        size, created, since, claimed_until, counted, _ = fields
         now = time.time()
-        seen = int(known["seen"] or 0)
-        progressed = float(known["progressed"])
-        header = unpack(known["header"])
-        is_over = claimed_by in (b"done", "done")
-        if not is_over and not is_sized and known["size"] is not None:
+        seen = int(counted or 0)
+        progressed = float(since)
+        header = unpack(packed_header)
+        is_over = claimed_by == "done"
+        if not is_over and not is_sized and size:
             # They deleted the parts, and the size.
-            is_over = returned < seen or (returned < int(known["size"]) and self._are_ready(header))
+            is_over = returned < seen or (returned < int(size) and self._are_ready(header))
         if returned != seen and not is_over:
             if returned > seen:
                 # Workers without the patches have counted it.
                 progressed = now
-            self._run("note", [record], progressed, returned)
-        claimed_until = float(known["claimed_until"] or 0)
+            self._run("note", self._keys(group_id, "record"), progressed, returned)
+        until = float(claimed_until or 0)
         if is_over:
-            claimed_until = 0.0
+            until = 0.0
         elif claimed_for > 0:
-            claimed_until = now + claimed_for / 1000
+            until = now + claimed_for / 1000
         return Record(
             group_id,
-            None if known["size"] is None else int(known["size"]) + int(added or 0),
+            int(size) + int(added or 0) if size else None,
             returned,
-            float(known["created"]),
+            float(created),
             progressed,
-            claimed_until,
+            until,
             header,
-            None if known["body"] is None else ensure_bytes(known["body"]),  # type: ignore[no-untyped-call]
+            None if body is None else ensure_bytes(body),  # type: ignore[no-untyped-call]
             is_over=is_over,
         )
 
@@ -163,10 +183,38 @@ class RedisLedger(Ledger):
         found = self.backend.ensure(self.backend.client.hget, (record, "signatures"))
         return None if found is None else ensure_bytes(found)  # type: ignore[no-untyped-call]
 
-    def uncounted(self, record: Record, header: Header) -> list[StoredResult]:
-        counted = {part.task_id for part in self._parts(record.group_id)}
-        ids = [task_id for task_id in leaf_ids(header) if task_id not in counted]
-        return [r for r in backends.read_results(self.backend, ids).values() if r.is_ready]
+    def outstanding(self, headers: Mapping[str, Header]) -> dict[str, Outstanding]:
+        found: dict[str, Outstanding] = {}
+        keys = [self._prefix(), self.backend.get_key_for_task("-")[:-1]]
+        for portion in _portions(headers):
+            values = [value for id_, ids in portion for value in (id_, len(ids), *ids)]
+            answers = self._run("outstanding", keys, int(self.backend._chord_zset), *values)
+            for (group_id, ids), answer in zip(portion, answers, strict=True):
+                found[group_id] = self._outstanding(ids, *answer)
+        return found
+
+    def _outstanding(
+        self, ids: Sequence[str], without: Sequence[Any], stored: Sequence[Any]
+    ) -> Outstanding:
+        missing = {bytes_to_str(task_id) for task_id in without}  # type: ignore[no-untyped-call]
+        uncounted: dict[str, StoredResult] = {}
+        for task_id, payload in zip(map(bytes_to_str, stored[::2]), stored[1::2], strict=True):
+            meta = self.backend.decode(payload)
+            result = StoredResult(task_id, meta["status"], meta["result"])
+            if result.is_ready:
+                uncounted[task_id] = result
+            else:
+                missing.add(task_id)
+        # A member may be in a header twice.
+        in_order = dict.fromkeys(task_id for task_id in ids if task_id in missing)
+        return Outstanding(tuple(in_order), tuple(uncounted.values()))
+
+    def failed(self, group_ids: Sequence[str]) -> dict[str, int]:
+        names = json.dumps(sorted(states.PROPAGATE_STATES))
+        found: dict[str, int] = {}
+        for chunk in backends.chunks(group_ids):
+            found.update(zip(chunk, self._run_over("failed", names, chunk), strict=True))
+        return found
 
     def collect(self, claim: Claim) -> tuple[Header, dict[str, StoredResult]]:
         parts = self._parts(claim.group_id)
@@ -217,9 +265,15 @@ class RedisLedger(Ledger):
         return released
 
     def close(self, group_id: str) -> None:
-        keys = self._keys(group_id, ".j", ".t", ".s", ".d", ".c", "record", "due")
+        keys = self._keys(group_id, *_CLOSED)
         # From 5.7 on Celery asks for the mark itself.
         self._run("close", keys, group_id, DONE_SECONDS, int(self._is_celery_5_7))
+
+    def abandon(self, group_id: str, *, is_known: bool) -> None:
+        seconds = _expires(self.backend) if is_known else 0
+        values = (group_id, seconds, int(self._is_celery_5_7))
+        # Once: somebody waits for an error.
+        self._run_once("close", self._keys(group_id, *_CLOSED, ""), values)
 
     def take_due(self, now: float, until: float, limit: int) -> list[str]:
         taken = self._run("due", self._keys("", "due"), now, until, limit)
@@ -255,6 +309,15 @@ class RedisLedger(Ledger):
         ours = {"record": (group_id, ".chordguard"), "due": ("chordguard", ".due")}
         return [key(*ours.get(name, (group_id, name))) for name in names]
 
+    def _run_over(self, name: str, what: str, group_ids: Sequence[str]) -> Any:
+        """Run a script over chords; it is told how their keys begin rather than each of them."""
+        is_ordered = int(self.backend._chord_zset)
+        return self._run(name, [self._prefix()], is_ordered, what, *group_ids)
+
+    def _prefix(self) -> Any:
+        """Return how the keys of all chords begin."""
+        return self._keys("-", "")[0][:-1]
+
     def _run(self, name: str, keys: Sequence[Any], *values: Any) -> Any:
         return self.backend.ensure(self._run_once, (name, keys, values))
 
@@ -274,6 +337,20 @@ def _script(name: str) -> tuple[str, str]:
     parts = (folder / f"{part}.lua" for part in ("prelude", name))
     text = "".join(part.read_text(encoding="utf-8") for part in parts)
     return text, sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def _portions(headers: Mapping[str, Header]) -> Iterator[list[tuple[str, list[str]]]]:
+    """Yield (chord, its members' ids), in lists of some :data:`PORTION` members in all."""
+    portion: list[tuple[str, list[str]]] = []
+    room = PORTION
+    for group_id, header in headers.items():
+        portion.append((group_id, list(leaf_ids(header))))
+        room -= len(portion[-1][1])
+        if room <= 0:
+            yield portion
+            portion, room = [], PORTION
+    if portion:
+        yield portion
 
 
 def _expires(backend: Any) -> int:

@@ -6,26 +6,36 @@ from importlib import import_module
 
 #: In the order in which they are put on: a later one lies around an earlier one that wraps
 #: the same function. `counted_chords` answers before `bounded_unlock` decides,
-#: and that before `tolerant_unlock` joins;
+#: and that before `tolerant_unlock` joins; `half_sent_chords` sees what they leave when it fails;
 #: `linear_waiting` watches the parents that `tolerated_parents` leaves.
 ORDER = (
     "canvas.generator_headers",
+    "canvas.lazy_groups",
     "canvas.header_order",
     "canvas.nested_group_ids",
+    "canvas.group_bodies",
+    "canvas.body_group_ids",
     "canvas.replaced_group_order",
     "canvas.per_chord_choice",
+    "canvas.delayed_headers",
     "canvas.eager_chords",
     "worker.unpicklable_failures",
+    "worker.ignored_members",
+    "worker.unregistered_members",
     "results.chain_failures",
     "results.chord_failures",
+    "results.header_errbacks",
     "results.tolerated_parents",
     "results.linear_waiting",
     "redis.tolerant_parts",
     "redis.counted_parts",
     "database.tolerant_unlock",
     "database.bounded_unlock",
+    "database.routed_unlock",
+    "database.wide_results",
     "database.atomic_results",
     "database.counted_chords",
+    "canvas.half_sent_chords",
 )
 
 for _name in ORDER:

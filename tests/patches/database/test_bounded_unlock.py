@@ -31,7 +31,7 @@ joined_by_celery = pytest.mark.cluster(settings={**POLLED, "chord_fix_tolerant_u
 def never_ready(t, record=None):
     """Return a chord of which one member never gets a result."""
     body = t.collect.s().on_error(t.errback_new.s(record=record and record.path))
-    return chord([t.echo.s(1), t.ignore.s(), t.echo.s(3)], body)
+    return chord([t.echo.s(1), t.echo.s(2).set(queue="nowhere"), t.echo.s(3)], body)
 
 
 @bounded

@@ -183,7 +183,9 @@ class TestEnd:
     @on_sqlite
     def test_timeout_names_the_member_that_never_returns(self, with_fix):
         t = with_fix.tasks
-        result = strict(chord([t.echo.s(1), t.ignore.s()], t.collect.s()), timeout=1).apply_async()
+        result = strict(
+            chord([t.echo.s(1), t.echo.s(2).set(queue="nowhere")], t.collect.s()), timeout=1
+        ).apply_async()
 
         outcome = with_fix.outcome(result)
 
@@ -195,7 +197,7 @@ class TestEnd:
     @on_sqlite
     def test_timeout_hands_a_lost_member_to_a_tolerant_body(self, with_fix):
         t = with_fix.tasks
-        canvas = chord([t.echo.s(1), t.ignore.s()], t.collect.s())
+        canvas = chord([t.echo.s(1), t.echo.s(2).set(queue="nowhere")], t.collect.s())
 
         value, lost = with_fix.run(tolerant(canvas, timeout=1))
 

@@ -7,7 +7,12 @@ from chordguard import strict
 
 pytestmark = pytest.mark.cluster(
     # A chord that is counted ends without the poller, and so without this fix.
-    settings={"chord_propagate_errors": False, "chord_ledger": False}
+    settings={
+        "chord_propagate_errors": False,
+        "chord_ledger": False,
+        # No time to read the results, which is not needed with this fix.
+        "result_chord_join_timeout": 1e-6,
+    }
 )
 
 EXPECTED = [1, "ValueError: boom", [2, "ValueError: boom"]]

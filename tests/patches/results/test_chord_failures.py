@@ -34,6 +34,17 @@ def chain_of_chords(t):
     )
 
 
+def chord_of_chords_in_place_of_a_member(t):
+    replacement = {
+        "chord": [{"task": "boom", "does": "fails"}],
+        "body": {
+            "chord": [{"task": "member", "does": "returns"}],
+            "body": {"task": "body", "does": "returns"},
+        },
+    }
+    return chord([t.replaced_step.s(node=replacement), t.echo.s(2)], t.collect.s())
+
+
 #: A canvas, the backends on which it hangs, and the first Celery on which it does not.
 CANVASES = [
     (chord_in_the_header, ("redis",), None),
@@ -41,6 +52,7 @@ CANVASES = [
     (body_is_a_chain, ("redis", "sqlite"), celery_5_6),
     (body_is_a_group, ("redis", "sqlite"), celery_5_6),
     (chain_of_chords, ("redis", "sqlite"), celery_5_7),
+    (chord_of_chords_in_place_of_a_member, ("redis", "sqlite"), None),
 ]
 
 #: On SQL a chord that is counted, or joined by `tolerant_unlock`, ends without this fix.

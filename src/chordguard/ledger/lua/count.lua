@@ -14,27 +14,17 @@ if redis.call('GET', c) == 'done' then
     return {'done'}
 end
 
--- Tell whether one of the parts is that of this task: its id stands near the beginning.
-local function is_among(parts)
-    for _, known in ipairs(parts) do
-        if string.find(string.sub(known, 1, #task_id + 64), task_id, 1, true) then
-            return true
-        end
-    end
-    return false
-end
-
 -- Parts without a place of their own would all have to be looked through.
 local has_place = is_ordered and index ~= '+inf'
 local is_new = redis.call('SISMEMBER', d, task_id) == 0
 if is_new and is_recounted == '1' then
     -- Made from a stored result, it stands for any part of that task.
-    is_new = not is_among(redis.call(is_ordered and 'ZRANGE' or 'LRANGE', j, 0, -1))
+    is_new = not is_among(redis.call(is_ordered and 'ZRANGE' or 'LRANGE', j, 0, -1), task_id)
     if is_new then
         redis.call('SADD', d, task_id)
     end
 elseif is_new and has_place then
-    is_new = not is_among(redis.call('ZRANGEBYSCORE', j, index, index))
+    is_new = not is_among(redis.call('ZRANGEBYSCORE', j, index, index), task_id)
 end
 if is_new and (keeps_seen or not has_place) then
     is_new = redis.call('SADD', d, task_id .. ':' .. index) == 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..._patch import Patch
-from ...policy import HEADER, choice_of
+from ...policy import HEADER, choice_in, choice_of
 
 patch = Patch(
     name="per_chord_choice",
@@ -24,7 +24,7 @@ def apply_async(wrapped: Any, chord: Any, args: Any, kwargs: Any) -> Any:
     choice = choice_of(body)
     if "headers" in kwargs:
         kwargs = {**kwargs, "headers": _with_choice(kwargs["headers"], choice)}
-    if choice_of(chord) is not None:
+    if choice_in(chord.options) is not None:
         # It was made for the chord whose body this one is, and that has ended.
         chord.options["headers"] = _with_choice(chord.options["headers"], choice)
     return wrapped(*args, **kwargs)

@@ -12,7 +12,7 @@ from typing import Any
 
 from celery.exceptions import Ignore, Retry
 
-from ..._patch import Patch
+from ..._patch import Patch, celery_5_7
 from ...polling import Poll
 
 patch = Patch(
@@ -20,6 +20,7 @@ patch = Patch(
     defects=("C1", "C2"),
     symptom="SQL: a chord is polled for ever, or is lost when a bound is hit",
     driver="sqlalchemy",
+    mended={"C2": celery_5_7},
 )
 
 

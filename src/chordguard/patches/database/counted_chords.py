@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import states
+from kombu.exceptions import EncodeError
 
 from ... import completion, counting, starting, watchdog
 from ..._patch import Patch, celery_5_5
@@ -24,7 +25,7 @@ logger = logging.getLogger("chordguard")
 
 patch = Patch(
     name="counted_chords",
-    defects=("C4", "B9"),
+    defects=("A9", "C4", "B9"),
     symptom="SQL: bodies start up to a second late, polling keeps workers and database busy",
     driver="sqlalchemy",
 )
@@ -99,6 +100,8 @@ def store_result(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
     token = counting.being_stored.set(part)
     try:
         stored = wrapped(*args, **kwargs)
+    except EncodeError:
+        raise
     except Exception:  # noqa: BLE001 - it is logged
         # A result is worth more than its count.
         counting.warn_once("Part %s is stored before it is counted", task_id)

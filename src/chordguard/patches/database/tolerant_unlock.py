@@ -1,7 +1,9 @@
 """One failed header task keeps the body from running (database).
 
 `celery.chord_unlock` joins the header with `propagate=True`. It takes the class of the
-header's results as an argument: here it gets one whose join applies the chord's policy.
+header's results as an argument: here it gets one whose join applies the chord's policy. Up to
+5.6 that join fails a good chord, too, when it takes over `result_chord_join_timeout`: ours reads
+all results at once, however long that takes.
 https://github.com/celery/celery/issues/3709
 """
 
@@ -9,14 +11,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..._patch import Patch
+from ..._patch import Patch, celery_5_7
 from ...polling import Poll
 
 patch = Patch(
     name="tolerant_unlock",
-    defects=("A1",),
+    defects=("A1", "A9", "C7"),
     symptom="SQL: one failing header task and the body never runs",
     driver="sqlalchemy",
+    mended={"C7": celery_5_7},
 )
 
 

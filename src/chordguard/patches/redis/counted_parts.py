@@ -10,10 +10,12 @@ https://github.com/celery/celery/issues/5237 https://github.com/celery/celery/is
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 from ... import counting, starting
-from ..._patch import Patch
+from ..._patch import Patch, celery_5_7
 from ...ledger.model import header_of
 
 patch = Patch(
@@ -21,6 +23,8 @@ patch = Patch(
     defects=("B4", "B6", "B8", "B11", "D1"),
     symptom="Redis: parts that are lost, counted twice or too late, chords that hang for it",
     driver="redis",
+    mended={"B4": celery_5_7},
+    arisen={"B11": celery_5_7},
 )
 
 REFUSED = "Parts are counted as by Celery alone: Redis refuses scripts (EVALSHA, EVAL)"
@@ -50,9 +54,29 @@ def apply_chord(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
         run.header.tasks = starting.each_frozen(run.header.tasks, results)
 
 
+#: A group whose members are counted by the chord around it, not under its own id.
+_counted_around: ContextVar[Any] = ContextVar("chordguard_counted_around", default=None)
+
+
+@patch.wraps("celery.canvas", "group._apply_tasks")
+def apply_tasks(wrapped: Any, group: Any, args: Any, kwargs: Any) -> Any:
+    return wrapped(_noted(args[0]), *args[1:], **kwargs)
+
+
+def _noted(tasks: Any) -> Iterator[Any]:
+    for task in tasks:
+        signature, _, group_id = task
+        counted_as = signature.options.get("group_id")
+        is_around = counted_as is not None and counted_as != group_id
+        _counted_around.set(group_id if is_around else None)
+        yield task
+
+
 @patch.wraps("celery.backends.redis", "RedisBackend.set_chord_size")
 def set_chord_size(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
     group_id, size = _arguments_of_size(*args, **kwargs)
+    if _counted_around.get() == group_id:
+        return  # nobody would ever read its size, nor delete it
     ledger = counting.ledger_of(backend)
     run = starting.run_of(group_id)
     if ledger is None:

@@ -20,8 +20,9 @@ from ..._patch import Patch, celery_5_6, celery_5_7, celery_version
 
 patch = Patch(
     name="chord_failures",
-    defects=("A2", "A3", "A4", "A5", "A7"),
+    defects=("A2", "A3", "A4", "A5", "A7", "A15"),
     symptom="a chord inside a chord fails: the outer one, or its result, stays PENDING",
+    mended={"A4": celery_5_6, "A5": celery_5_6, "A7": celery_5_7},
 )
 
 
@@ -31,31 +32,16 @@ def chord_error_from_stack(wrapped: Any, backend: Any, args: Any, kwargs: Any) -
     if not isinstance(callback, dict):
         return wrapped(*args, **kwargs)
     exc = exc or sys.exc_info()[1] or ChordError("the chord failed")
-    kind, version = callback.get("subtask_type"), celery_version()
-    if kind in ("chain", "chord") or (kind == "group" and version < celery_5_6):
+    if callback.get("subtask_type"):
         completion.fail(backend, callback, exc)
         return None
-    info = wrapped(_without_outer_errbacks(callback, backend.app), exc)
-    leaves = list(completion.waiting_for(callback, follow_chain=version < celery_5_7))
-    if kind != "group":
-        # Celery has stored the failure of the callback itself.
-        completion.return_part(backend, leaves[0], exc)
-        completion.settle(backend, leaves[1:], exc)
-    else:
-        for leaf in leaves:
-            completion.return_part(backend, leaf, exc)
+    info = wrapped(completion.with_errbacks_once(backend.app, callback), exc)
+    is_older = celery_version() < celery_5_7
+    leaves = list(completion.waiting_for(callback, follow_chain=is_older))
+    # Celery has stored the failure of the callback itself.
+    completion.return_part(backend, leaves[0], exc)
+    completion.settle(backend, leaves[1:], exc)
     return info
-
-
-def _without_outer_errbacks(callback: Any, app: Any) -> Any:
-    """Leave an errback of both this chord and the one around it to the outer: it runs once."""
-    outer = completion.left_to_outer(app, callback)
-    if not outer:
-        return callback
-    errbacks = callback.options.get("link_error") or []
-    callback = callback.clone()
-    callback.options["link_error"] = [errback for errback in errbacks if errback not in outer]
-    return callback
 
 
 def _arguments(callback: Any, exc: Any = None) -> tuple[Any, Any]:

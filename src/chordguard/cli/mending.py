@@ -1,0 +1,274 @@
+"""The commands that mend: `repair`, `fix`, `revoke`.
+
+What each would do is shown by `--dry-run`, in the words in which it is told afterwards.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .. import backends, repairing
+from ..diagnosis import MEMBER_LOST, Diagnosis, examine, ledger_of
+from ..ledger.model import leaf_ids
+from ..repairing import Action, actions_for, carry_out
+from .calling import CANCELLED, CANNOT_TELL, HEALTHY, PROBLEMS, Answer, Cannot, command, say
+from .screen import Screen, plural
+from .survey import Chord, Survey, survey
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from ..ledger.model import Ledger
+
+__all__ = ("fix", "repair", "revoke")
+
+#: What each action does, for people.
+WORDS = {
+    "fire": "publish its body",
+    "recount": "count the members whose results are stored",
+    "fail-members": "settle it: members without a result count as failed",
+    "resend": "send its lost members again",
+    "requeue": "send its celery.chord_unlock again",
+    "abort": "revoke its members and settle it",
+    "forget": "remove it from the ledger",
+}
+
+#: Seconds for which a chord that a worker is just ending is waited for.
+ENDING_SECONDS = 10.0
+
+#: Seconds for which workers are waited for to answer that they have revoked tasks.
+REVOKING_SECONDS = 1.0
+
+ids_argument = click.argument("group_ids", nargs=-1, metavar="[ID]...")
+dry_run_option = click.option(
+    "--dry-run", "is_dry_run", is_flag=True, help="Only tell what would be done."
+)
+yes_option = click.option("--yes", "-y", "is_sure", is_flag=True, help="Do not ask.")
+
+
+@command("repair")
+@ids_argument
+@click.option("--auto", "is_auto", is_flag=True, help="Repair all chords that are stuck.")
+@click.option(
+    "--resend",
+    "is_resending",
+    is_flag=True,
+    help="Send lost members again, rather than have them fail. They may run twice. "
+    "Needs chord_store_signatures.",
+)
+@dry_run_option
+@yes_option
+def repair(
+    app: Celery,
+    group_ids: tuple[str, ...],
+    is_auto: bool,
+    is_resending: bool,
+    is_dry_run: bool,
+    is_sure: bool,
+) -> Answer:
+    """Repair stuck chords.
+
+    What is done is what the evidence supports. Exit status: 0 all is well now, 1 something is left
+    to do, 69 that cannot be told.
+    """
+    if bool(group_ids) == is_auto:
+        raise Cannot("which chords? Expected ids (`celery chords check` tells them), or --auto")
+    found = survey(app, group_ids or None)
+    plans = [
+        (chord, plan)
+        for chord in found.chords
+        for plan in _plans(app, chord, is_resending=is_resending)
+    ]
+    told = [action for _, action in plans]
+    if is_dry_run or not plans:
+        return _answer(found, told)
+    if not is_sure:
+        _ask(told)
+    ledger = ledger_of(app)
+    return _answer(found, [_carry_out(ledger, chord.found, action) for chord, action in plans])
+
+
+@command("fix")
+@yes_option
+def fix(app: Celery, is_sure: bool) -> Answer:
+    """Repair stuck chords one by one.
+
+    Each is shown with what would be done, and asked about. Exit status as that of `repair`; 130
+    where somebody quits.
+    """
+    found = survey(app)
+    ledger = ledger_of(app)
+    done: list[Action] = []
+    is_quit = False
+    for chord in (chord for chord in found.chords if chord.is_stuck):
+        for action in actions_for(chord.found):
+            answer = "y" if is_sure else _ask_about(chord, action)
+            if answer == "q":
+                is_quit = True
+                break
+            is_sure = is_sure or answer == "a"
+            done.append(action if answer == "n" else _carry_out(ledger, chord.found, action))
+        if is_quit:
+            break
+    given = _answer(found, done)
+    return Answer(CANCELLED, given.data, given.show, "Cancelled.") if is_quit else given
+
+
+@command("revoke")
+@ids_argument
+@click.option(
+    "--max-hours",
+    type=click.FloatRange(0),
+    metavar="H",
+    help="Revoke the chords that started longer ago.",
+)
+@click.option(
+    "--terminate/--no-terminate",
+    "is_terminating",
+    default=True,
+    help="Whether members that run are ended, too (SIGTERM to their process); the default.",
+)
+@dry_run_option
+@yes_option
+def revoke(
+    app: Celery,
+    group_ids: tuple[str, ...],
+    max_hours: float | None,
+    is_terminating: bool,
+    is_dry_run: bool,
+    is_sure: bool,
+) -> Answer:
+    """Give chords up: revoke and settle them.
+
+    So nobody waits for them for ever. Members without a result count as failed: a strict chord
+    fails, the body of a tolerant one runs with what is there.
+    """
+    if bool(group_ids) == (max_hours is not None):
+        raise Cannot("which chords? Expected ids (`celery chords list` tells them), or --max-hours")
+    found = survey(app, group_ids or None, is_asking=False, max_hours=max_hours)
+    chords = [
+        chord
+        for chord in found.chords
+        if chord.found.record is not None and (group_ids or chord.is_too_old)
+    ]
+    why = "it is revoked" if group_ids else f"it is older than {max_hours:g} hours"
+    told = [Action("abort", chord.id, why) for chord in chords]
+    unknown = Survey([chord for chord in found.chords if chord.found.record is None])
+    if is_dry_run or not told:
+        return _answer(unknown, told)
+    if not is_sure:
+        _ask(told)
+    _revoke_members(app, chords, is_terminating=is_terminating)
+    ledger = ledger_of(app)
+    return _answer(unknown, [_abort(ledger, chord.found, why) for chord in chords])
+
+
+def _plans(app: Celery, chord: Chord, *, is_resending: bool) -> Iterable[Action]:
+    if is_resending and chord.found.kind == MEMBER_LOST:
+        return repairing.repair(app, chord.id, resend=True)
+    return actions_for(chord.found) if chord.is_stuck else []
+
+
+def _carry_out(ledger: Ledger, found: Diagnosis, action: Action) -> Action:
+    """Do what `action` says, unless the chord has moved since it was diagnosed."""
+    if found.record is None or _has_moved(ledger, found):
+        return Action(action.name, action.group_id, "it has moved meanwhile", False)
+    is_done = carry_out(ledger, found, action)
+    return Action(action.name, action.group_id, action.reason, is_done)
+
+
+def _has_moved(ledger: Ledger, found: Diagnosis) -> bool:
+    record = ledger.read(found.group_id)
+    return record is None or found.record is None or record.returned != found.record.returned
+
+
+def _revoke_members(app: Celery, chords: Iterable[Chord], *, is_terminating: bool) -> None:
+    ids = [id_ for chord in chords for id_ in leaf_ids(chord.found.header or ())]
+    done = backends.ready_states(app.backend, ids)
+    for chunk in backends.chunks([id_ for id_ in ids if id_ not in done]):
+        app.control.revoke(
+            list(chunk), terminate=is_terminating, reply=True, timeout=REVOKING_SECONDS
+        )
+
+
+def _abort(ledger: Ledger, found: Diagnosis, why: str) -> Action:
+    """Settle a chord, unless its revoked members have ended it."""
+    deadline = time.monotonic() + ENDING_SECONDS
+    while True:
+        now = examine(ledger, found.group_id)
+        if now.record is None or carry_out(ledger, now, Action("abort", found.group_id, why)):
+            return Action("abort", found.group_id, why, True)
+        if time.monotonic() > deadline:
+            return Action("abort", found.group_id, f"{why}, but {now.reason}", False)
+        time.sleep(0.2)
+
+
+def _ask(actions: Sequence[Action]) -> None:
+    """Show what is going to be done and ask whether to do it.
+
+    Raises:
+        Cannot: Nobody is there to be asked.
+        click.Abort: No.
+    """
+    for action in actions:
+        say(_line(action))
+    _check_terminal()
+    click.confirm(f"{plural(len(actions), 'chord')}: go on?", abort=True, err=True)
+
+
+def _ask_about(chord: Chord, action: Action) -> str:
+    _check_terminal()
+    say(f"\n{chord.found}\n  {chord.body}, {chord.progress} members done\n{_line(action)}")
+    choice = click.Choice(["y", "n", "a", "q"])
+    answer: str = click.prompt(
+        "Do it? (yes, no, all from here on, quit)", default="n", type=choice, err=True
+    )
+    return answer
+
+
+def _check_terminal() -> None:
+    if not sys.stdin.isatty():
+        raise Cannot("nobody is there to be asked: expected --yes, or --dry-run to look first")
+
+
+def _line(action: Action) -> str:
+    done = {None: "", True: ": done", False: ": not done"}[action.is_done]
+    return f"{action.group_id}  {action.name}{done}\n  {WORDS[action.name]}; {action.reason}"
+
+
+def _answer(found: Survey, actions: Sequence[Action]) -> Answer:
+    """Return what was done, or would be, and what nothing is known to be done about."""
+    concerned = {action.group_id for action in actions}
+    left = [chord for chord in [*found.problems, *found.unknown] if chord.id not in concerned]
+    if left or not all(action.is_done for action in actions):
+        code = CANNOT_TELL if not actions and not any(c.is_problem for c in left) else PROBLEMS
+    else:
+        code = HEALTHY
+    data: dict[str, Any] = {
+        "actions": [
+            {
+                "chord": action.group_id,
+                "action": action.name,
+                "reason": action.reason,
+                "done": action.is_done,
+            }
+            for action in actions
+        ],
+        "left": [chord.facts() for chord in left],
+    }
+
+    def show(screen: Screen) -> None:
+        for action in actions:
+            screen.line(_line(action))
+        for chord in left:
+            screen.line(f"{chord.found}")
+            screen.line("  nothing is done")
+        if not actions and not left:
+            screen.line("nothing to do")
+
+    return Answer(code, data, show)

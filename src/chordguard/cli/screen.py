@@ -1,0 +1,100 @@
+"""How answers look: by rich in a terminal, as plain text elsewhere or without rich."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+from ..errors import without_passwords
+
+__all__ = ("Screen", "duration", "plural")
+
+#: Units of a duration and their seconds.
+UNITS = (("d", 86400.0), ("h", 3600.0), ("min", 60.0))
+
+
+class Screen:
+    """Stdout."""
+
+    def __init__(self) -> None:
+        self.console = _console()
+
+    def line(self, text: str = "", style: str = "") -> None:
+        """Print one or more lines; the style, which is rich's, is for terminals."""
+        for line in without_passwords(text).split("\n"):
+            self._line(line, style)
+
+    def _line(self, text: str, style: str) -> None:
+        if self.console is None:
+            click.echo(text)
+            return
+        from rich.padding import Padding
+        from rich.text import Text
+
+        # What is indented stays so where the terminal breaks it.
+        stripped = text.lstrip(" ")
+        indent = (0, 0, 0, len(text) - len(stripped))
+        self.console.print(Padding(Text(stripped, style), indent, expand=False))
+
+    def table(self, titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Print a table. Its last column gives way where the terminal is narrow."""
+        cells = [[without_passwords(cell) for cell in row] for row in rows]
+        if self.console is None:
+            for line in plain_table(titles, cells):
+                click.echo(line)
+            return
+        from rich.text import Text
+
+        table = new_table()
+        for index, title in enumerate(titles):
+            is_last = index == len(titles) - 1
+            table.add_column(title, no_wrap=not is_last, overflow="fold")
+        for row in cells:
+            table.add_row(*map(Text, row))
+        self.console.print(table)
+
+
+def new_table() -> Any:
+    """Return an empty table of rich in the style of all."""
+    from rich.table import Table
+
+    return Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+
+
+def plain_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table."""
+    lines = [list(titles), *map(list, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(titles))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds in the unit that people would use; "-" for None."""
+    if seconds is None:
+        return "-"
+    for unit, length in UNITS:
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _console() -> Any:
+    """Return rich's console; None where text is to be plain."""
+    if not sys.stdout.isatty():
+        return None
+    try:
+        from rich.console import Console
+    except ImportError:
+        return None
+    return Console(highlight=False, soft_wrap=False)

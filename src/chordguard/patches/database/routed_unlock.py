@@ -1,0 +1,75 @@
+"""`celery.chord_unlock` is routed away or dropped, and the chord is never looked at.
+
+Up to 5.6 `Backend.fallback_chord_unlock` hands on the queue and the priority of the body, but not
+the exchange, the routing key and the headers by which a headers or topic exchange routes it, and
+the type of the exchange is lost with each retry. Here it is sent as from 5.7 on.
+https://github.com/celery/celery/issues/4337 https://github.com/celery/celery/issues/9742
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any
+
+from celery.exceptions import NotRegistered
+
+from ..._patch import Patch, celery_5_7
+from ...polling import EXCHANGE_TYPE
+
+patch = Patch(
+    name="routed_unlock",
+    defects=("C5",),
+    symptom="SQL: chord_unlock misses the exchange that the body is sent to, the chord hangs",
+    until=celery_5_7,
+)
+
+#: What the poller that is being sent is given beside Celery's own options.
+_routing: ContextVar[dict[str, Any] | None] = ContextVar("chordguard_routing", default=None)
+
+
+@patch.wraps("celery.backends.base", "Backend.fallback_chord_unlock")
+def fallback_chord_unlock(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
+    body = args[1] if len(args) > 1 else kwargs["body"]
+    stamps = body.options.get("stamped_headers") or ()
+    routing = {
+        option: body.options[option]
+        for option in ("exchange", "exchange_type", "routing_key", "headers")
+        if option not in stamps and body.options.get(option) is not None
+    }
+    exchange_type = routing.get("exchange_type") or _type_of_exchange(backend.app, body)
+    if exchange_type:
+        routing["exchange_type"] = kwargs[EXCHANGE_TYPE] = exchange_type
+    token = _routing.set(routing)
+    try:
+        return wrapped(*args, **kwargs)
+    finally:
+        _routing.reset(token)
+
+
+@patch.wraps_task("celery.chord_unlock", "apply_async")
+def send_unlock(wrapped: Any, task: Any, args: Any, kwargs: Any) -> Any:
+    return wrapped(*args, **{**kwargs, **(_routing.get() or {})})
+
+
+@patch.wraps_task("celery.chord_unlock", "signature_from_request")
+def retry_unlock(wrapped: Any, task: Any, args: Any, kwargs: Any) -> Any:
+    signature = wrapped(*args, **kwargs)
+    exchange_type = (signature.kwargs or {}).get(EXCHANGE_TYPE)
+    if exchange_type:
+        signature.options.setdefault("exchange_type", exchange_type)
+    return signature
+
+
+def _type_of_exchange(app: Any, body: Any) -> str | None:
+    """Return the type of the exchange of the queue that the body goes to."""
+    try:
+        queue = body.options.get("queue") or getattr(body.type, "queue", None)
+    except NotRegistered:
+        queue = body.options.get("queue")
+    try:
+        queue = queue or app.amqp.router.route({}, body.name)["queue"]
+        queue = app.amqp.queues[queue] if isinstance(queue, str) else queue
+        exchange_type: str = queue.exchange.type
+    except (AttributeError, KeyError):
+        return None
+    return exchange_type

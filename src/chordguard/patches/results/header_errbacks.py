@@ -1,0 +1,35 @@
+"""The errback of a chord is called once more for each header task that fails.
+
+With ``task_allow_error_cb_on_chord_header`` `_chord.link_error` links a copy of the errback to
+each task of the header, beside the body's. Here a copy is left to the chord, which calls it once,
+if it fails. Errbacks that a header task has of its own are called as always.
+https://github.com/celery/celery/issues/3709
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ... import backends, completion
+from ..._patch import Patch, celery_5_3
+
+patch = Patch(
+    name="header_errbacks",
+    defects=("A8",),
+    symptom="an errback is called for each failed header task, and once more for the chord",
+    since=celery_5_3,
+)
+
+
+@patch.wraps("celery.backends.base", "Backend._call_task_errbacks")
+def call_task_errbacks(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
+    request = args[0] if args else kwargs["request"]
+    left = completion.left_to_chord(request) if backends.is_supported(backend) else []
+    if not left:
+        return wrapped(*args, **kwargs)
+    errbacks = request.errbacks
+    request.errbacks = [errback for errback in errbacks if errback not in left]
+    try:
+        return wrapped(*args, **kwargs)
+    finally:
+        request.errbacks = errbacks

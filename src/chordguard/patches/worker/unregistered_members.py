@@ -1,0 +1,58 @@
+"""A header task is not registered on the worker that gets it, and its chord waits for ever.
+
+`Consumer.on_unknown_task` stores the failure, but with a request that it makes up, without the
+chord and without the rest of the chain: no part is returned (Redis), what is chained after the
+task stays PENDING. Here both are read from the message. Unreported upstream.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import states
+from celery.exceptions import NotRegistered
+
+from ... import backends, completion
+from ..._patch import Patch
+
+logger = logging.getLogger("chordguard")
+
+patch = Patch(
+    name="unregistered_members",
+    defects=("A11",),
+    symptom="a header task is not registered on the worker: the chord hangs",
+)
+
+
+@patch.wraps("celery.worker.consumer.consumer", "Consumer.on_unknown_task")
+def on_unknown_task(wrapped: Any, consumer: Any, args: Any, kwargs: Any) -> Any:
+    handled = wrapped(*args, **kwargs)
+    backend, message = consumer.app.backend, _message(*args, **kwargs)
+    if not backends.is_supported(backend):
+        return handled
+    try:
+        request = _request_of(message)
+        exc = NotRegistered(request.task)
+        if request.chord:
+            backend.on_chord_part_return(request, states.FAILURE, exc)
+        completion.fail_chained(backend, request, exc)
+    except Exception:
+        # The consumer lives on; the watchdog finds the stored failure.
+        logger.exception("A chord may end late: an unknown task could not be counted")
+    return handled
+
+
+def _request_of(message: Any) -> Any:
+    """Return the request that the task would have had; its message may be of either protocol."""
+    from celery.app.task import Context
+
+    payload = message.payload
+    if isinstance(payload, dict):  # protocol 1
+        return Context(payload, group=payload.get("taskset"))
+    args, kwargs, embed = payload
+    return Context({**message.headers, **(embed or {})}, args=args, kwargs=kwargs)
+
+
+def _message(body: Any, message: Any, *_: Any, **__: Any) -> Any:
+    return message

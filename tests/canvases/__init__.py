@@ -1,0 +1,1 @@
+"""Random canvases, compared with a plain evaluation of what Celery documents."""

@@ -1,0 +1,57 @@
+"""What the operators' page shows is what the commands print."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import click
+import pytest
+
+from chordguard.__main__ import main
+from chordguard.diagnosis import KINDS
+from tests import stuck
+from tests.cli.calls import call, normalized
+from tests.harness import ROOT
+
+if not (ROOT / "docs").exists():
+    pytest.skip("not a checkout", allow_module_level=True)
+
+PAGE = (ROOT / "docs" / "operators.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def shown(start: str, page: str = PAGE) -> str:
+    """Return what the page shows as output of the command that starts so."""
+    blocks = re.findall(r"^```console\n\$ (.*?)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (output,) = {out for command, out in blocks if command.startswith(start) and out[:1] != "$"}
+    return normalized(output)
+
+
+def test_every_diagnosis_is_explained():
+    titles = re.findall(r"^### (.+)$", PAGE, re.MULTILINE)
+
+    assert list(KINDS) == titles
+
+
+@pytest.mark.parametrize("page", [PAGE, README], ids=["operators", "readme"])
+def test_commands_that_are_shown_exist(page):
+    lines = re.findall(r"^\$ (?:celery -A proj chords|python -m chordguard) (.*)$", page, re.M)
+    assert lines
+    for line in lines:
+        arguments = shlex.split(line.partition("#")[0])
+        if arguments[:1] == ["-A"]:
+            del arguments[:2]
+        name, command, rest = main.resolve_command(click.Context(main), arguments)
+        assert command is not None, name
+        command.make_context(name, rest)
+
+
+def test_outputs_are_those_of_a_real_chord(cluster, gate):
+    group_id = stuck.member_lost(cluster, gate).parent.id
+
+    assert shown("celery -A proj chords check") == normalized(call(cluster.app, "check").stdout)
+    inspected = call(cluster.app, "inspect", group_id).stdout
+    assert shown("celery -A proj chords inspect") == normalized(inspected)
+    listed = call(cluster.app, "status").stdout
+    assert shown("celery -A proj chords status").split("\n")[0] == normalized(listed).split("\n")[0]

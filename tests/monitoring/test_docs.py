@@ -1,0 +1,77 @@
+"""docs/monitoring.md shows what there is to see."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from chordguard import health_check, signals
+from chordguard.metrics import COUNTED, GAUGES, ChordCollector
+from chordguard.monitoring import CHECK
+from tests import stuck
+from tests.harness import ROOT
+
+TEXT = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+
+
+def shape(text):
+    """Return `text` without what differs from chord to chord."""
+    text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID", text)
+    return re.sub(r"(age=|age_seconds |\"(age|oldest_age|checked)\": )[\d.e+]+", r"\1N", text)
+
+
+@pytest.fixture
+def chord(clusters, gate, monkeypatch):
+    """A part of it is lost."""
+    monkeypatch.setattr("chordguard.diagnosis.QUIET_SECONDS", 0.0)
+    cluster = clusters("redis", settings={**stuck.ALONE, "chord_unlock_first_delay": 605})
+    result = stuck.part_lost(cluster, gate)
+    yield cluster.app
+    stuck.ledger_of(cluster).close(result.parent.id)
+    gate.open()
+
+
+def test_outputs_are_those_of_a_real_chord(chord, caplog):
+    caplog.set_level(logging.INFO, "chordguard.check")
+    registry = CollectorRegistry()
+    registry.register(ChordCollector(chord))
+
+    chord.tasks[CHECK].apply(kwargs={"asks_workers": False}).get()
+    events, exposition = blocks("text")
+    said = "\n".join(r.getMessage() for r in caplog.records if r.name == "chordguard.check")
+
+    (answer,) = blocks("json")
+    given = health_check(chord, max_age=6 * 3600)
+    assert shape(json.dumps(json.loads(answer))) == shape(json.dumps(given))
+    assert shape(events) == shape(f"{said}\n")
+    assert shape(exposition) == shape(generate_latest(registry).decode())
+
+
+def test_every_metric_has_a_row_and_no_other():
+    rows = re.findall(r"^\| `(celery_chord_\w+)", TEXT, re.MULTILINE)
+
+    assert [*GAUGES, *COUNTED] == rows
+
+
+def test_outcomes_are_named():
+    (row,) = re.findall(r"^\| `celery_chord_completed_total.*$", TEXT, re.MULTILINE)
+
+    assert list(signals.OUTCOMES) == re.findall(r"`(\w+)`", row)[0:3]
+
+
+def test_examples_in_python_compile():
+    for block in blocks("python"):
+        compile(block, "docs/monitoring.md", "exec")
+
+
+def test_files_that_are_linked_are_there():
+    for link in re.findall(r"\]\(\.\./([^)]+)\)", TEXT):
+        assert (ROOT / link).is_file(), link

@@ -1,0 +1,57 @@
+"""What a chord leaves behind: keys on Redis, rows and pollers on SQL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from tests.harness import UNLOCK, Cluster
+
+
+def traces(cluster: Cluster, *group_ids: str) -> list[str]:
+    """Return what there is of chords that should be gone; the mark that one is done is no trace."""
+    return [
+        trace
+        for group_id in group_ids
+        for trace in (
+            _keys(cluster, group_id)
+            if cluster.stack.database_url is None
+            else _rows(cluster, group_id)
+        )
+    ]
+
+
+def _keys(cluster: Cluster, group_id: str) -> list[str]:
+    client = cluster.app.backend.client
+    keys = [key.decode() for key in client.scan_iter(f"{cluster.stack.name}:*{group_id}*")]
+    due = list(client.scan_iter(f"{cluster.stack.name}:*.due"))
+    keys += ["due" for key in due if client.zscore(key, group_id) is not None]
+    return [key for key in keys if not key.endswith(".c")]
+
+
+def _rows(cluster: Cluster, group_id: str) -> list[str]:
+    engine = sa.create_engine(cluster.stack.database_url)
+    found: list[str] = []
+    with engine.connect() as connection:
+        for table, column in (("chordguard_chord", "id"), ("chordguard_chord_member", "chord_id")):
+            if sa.inspect(engine).has_table(table):
+                query = sa.text(f"SELECT count(*) FROM {table} WHERE {column} = :id")
+                rows: Any = connection.execute(query, {"id": group_id}).scalar()
+                found += [table] * rows
+    engine.dispose()
+    return found + _pollers(cluster, group_id)
+
+
+def _pollers(cluster: Cluster, group_id: str) -> list[str]:
+    """Return the pollers of a chord that some worker has and has not been told to drop."""
+    inspect = cluster.app.control.inspect(destination=[cluster.worker.hostname], timeout=2)
+    revoked = (inspect.revoked() or {}).get(cluster.worker.hostname, ())
+    found = []
+    for state in ("active", "reserved", "scheduled"):
+        for entry in (getattr(inspect, state)() or {}).get(cluster.worker.hostname, ()):
+            request = entry.get("request", entry)
+            is_poller = request["name"] == UNLOCK and request["args"][0] == group_id
+            if is_poller and request["id"] not in revoked:
+                found.append(f"poller {request['id']}")
+    return found
