@@ -390,6 +390,7 @@ class MySQL(SQLKind):
             f"--no-defaults --datadir={data} --port={port} --bind-address=127.0.0.1"
             f" --socket={folder}/sock --pid-file={folder}/pid --skip-log-bin"
             " --innodb-flush-log-at-trx-commit=0 --innodb-flush-method=nosync"
+            " --character-set-server=utf8mb4"
         )
         if mariadb is None:
             options = options.replace(" --innodb-flush-method=nosync", " --mysqlx=OFF")

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
 
@@ -20,7 +19,7 @@ from celery.canvas import maybe_signature
 from celery.exceptions import ChordError
 from kombu.exceptions import OperationalError
 
-from . import backends, completion, settings, signals
+from . import backends, claims, completion, settings, signals
 from .ledger import model
 from .ledger.model import Claim, Ledger, Part
 from .policy import Policy
@@ -224,7 +223,7 @@ def end(
     is_finished = False
     settled = settled and f"Chord {claim.group_id} was settled {settled}"
     try:
-        with _renewed(ledger, claim) as is_ours:
+        with claims.held(partial(_renew, ledger, claim)) as is_ours:
             started = _started(ledger, claim) if signals.chord_ended.receivers else None
             if settled and claim.header is None:
                 error = ChordError(f"{settled}: not all of its members are known")
@@ -277,37 +276,10 @@ def _started(ledger: Ledger, claim: Claim) -> float | None:
     return None if record is None else record.created
 
 
-@contextmanager
-def _renewed(ledger: Ledger, claim: Claim) -> Iterator[Callable[..., bool]]:
-    """Renew a claim for as long as the block takes; yield what tells whether it is still ours.
-
-    Told to (its argument), that asks the ledger at any rate, not only when it is time to renew.
-    """
-    is_over = threading.Event()
-    renewed = time.monotonic()
-
-    def is_ours(at_once: bool = False) -> bool:
-        nonlocal renewed
-        now = time.monotonic()
-        if now - renewed < model.CLAIM_SECONDS / 3 and not at_once:
-            return True
-        try:
-            if not ledger.renew(claim):
-                return False
-            renewed = now
-        except Exception:  # noqa: BLE001 - it is logged
-            warn_once("The claim on chord %s cannot be renewed", claim.group_id)
-        return True
-
-    def renew() -> None:
-        while not is_over.wait(model.CLAIM_SECONDS / 3):
-            if not is_ours():
-                return
-
-    thread = threading.Thread(target=renew, name="chordguard-claim", daemon=True)
-    thread.start()
+def _renew(ledger: Ledger, claim: Claim) -> bool:
+    """Renew a claim; return False where somebody else has it."""
     try:
-        yield is_ours
-    finally:
-        is_over.set()
-        thread.join()
+        return ledger.renew(claim)
+    except Exception:  # noqa: BLE001 - it is logged
+        warn_once("The claim on chord %s cannot be renewed", claim.group_id)
+        return True

@@ -11,9 +11,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from celery.utils.collections import ConfigurationView
 from kombu.utils.imports import symbol_by_name
 
 from .errors import SettingError
@@ -208,17 +210,15 @@ def get(app: Celery, name: str) -> Any:
     A value that became invalid after the installation is reported once in the log and
     the default is used: a chord is never broken by a typing error.
     """
-    if name.startswith(FIX_PREFIX):
-        value = app.conf.get(name, True)
-        if value is True:
-            return value
-        default: Any = True
-    else:
+    default: Any = True
+    if not name.startswith(FIX_PREFIX):
         setting = SETTINGS[name]
         default = setting.default
         if setting.default_from:
             default = app.conf.get(setting.default_from)
-        value = app.conf.get(name, default)
+    if not _may_be_set(app.conf, name):
+        return default
+    value = app.conf.get(name, default)
     if value is default:
         return value
     try:
@@ -229,6 +229,29 @@ def get(app: Celery, name: str) -> Any:
             logger.error("%s The default %r is used.", exc, default)
         return default
     return value
+
+
+def _may_be_set(conf: Any, name: str) -> bool:
+    """Tell whether it takes a look with ``conf.get``, which is slow for what is not there.
+
+    Switches are read with each task, and hardly ever set.
+    """
+    if not isinstance(conf, ConfigurationView):
+        return True
+    names = _names(conf.prefix, name)
+    for layer in conf.maps:
+        for key in names:
+            if key in layer:
+                return True
+    return False
+
+
+@cache
+def _names(prefix: str | None, name: str) -> tuple[str, ...]:
+    """Return the keys under which a setting that Celery does not know may be found."""
+    if not prefix:
+        return (name,)
+    return name, prefix + name, (prefix + name).upper()
 
 
 def seconds(app: Celery, name: str) -> float:

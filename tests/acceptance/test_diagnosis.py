@@ -95,6 +95,8 @@ def held(cluster, result):
 
 def test_member_of_a_worker_that_does_not_answer_is_not_lost(cluster, gate):
     result = waiting_chord(cluster, gate)
+    # Until it runs its message may still lie where the broker keeps what was handed out.
+    wait_until(lambda: (cluster.activity() or {}).get("active"), what="a running member")
     os.kill(cluster.worker.process.pid, signal.SIGSTOP)
     try:
         with running_worker(cluster.config, queues=[f"{cluster.stack.name}-other"]):

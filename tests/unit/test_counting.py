@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from kombu.exceptions import OperationalError
 
 from chordguard import counting, strict, tolerant
+from chordguard.claims import Keeper
 from chordguard.ledger.database import DatabaseLedger
 from chordguard.ledger.model import pack_data
 from chordguard.ledger.redis import RedisLedger
@@ -409,6 +410,7 @@ class TestEnding:
     def test_claim_is_renewed_for_as_long_as_it_takes(self, ledger, monkeypatch):
         chord = Chord(ledger, size=1)
         monkeypatch.setattr("chordguard.ledger.model.CLAIM_SECONDS", 1.0)
+        monkeypatch.setattr("chordguard.claims.held", Keeper().held)
         claim = chord.end(0)
         collect, was_there = ledger.collect, []
 
@@ -427,6 +429,7 @@ class TestEnding:
         chord = Chord(ledger, size=1)
         claim = chord.end(0)
         monkeypatch.setattr("chordguard.ledger.model.CLAIM_SECONDS", 0.03)
+        monkeypatch.setattr("chordguard.claims.held", Keeper().held)
         monkeypatch.setattr(ledger, "renew", fail)
         collect = ledger.collect
 

@@ -178,7 +178,7 @@ def execute(ledger, statement, **values):
 def rewrite(ledger, group_id, name, value):
     """Change what the ledger says of a chord."""
     if is_redis(ledger.backend):
-        (record,) = ledger._keys(group_id, "record")
+        record = ledger.key(group_id, ".chordguard")
         ledger.backend.client.hset(record, name, value)
     else:
         execute(
@@ -192,7 +192,7 @@ def rewrite(ledger, group_id, name, value):
 def expire_claim(ledger, group_id):
     """Let the claim on a chord run out, long ago."""
     if is_redis(ledger.backend):
-        ledger.backend.client.delete(*ledger._keys(group_id, ".c"))
+        ledger.backend.client.delete(ledger.key(group_id, ".c"))
     rewrite(ledger, group_id, "claimed_until", 1.0)
 
 
@@ -683,7 +683,7 @@ class TestClosing:
     def test_only_the_mark_is_left(self, ledger, group_id):
         count(ledger, group_id, "abc")
         ledger.add(group_id, ["d"])
-        (mark,) = ledger._keys(group_id, ".c")
+        mark = ledger.key(group_id, ".c")
 
         ledger.close(group_id)
 
@@ -854,7 +854,7 @@ class TestExpiry:
     @pytest.mark.parametrize("by", ["claim", "count"])
     def test_of_what_is_due_where_it_has_expired(self, ledger, by):
         group_id = start(ledger, ["a"])
-        (index,) = ledger._keys("", "due")
+        index = ledger.key("chordguard", ".due")
         ledger.backend.client.delete(index)
 
         if by == "claim":
@@ -866,7 +866,7 @@ class TestExpiry:
 
     def test_chord_that_is_settled_soon_does_not_take_others_along(self, ledger):
         start(ledger, ["a"], timeout=None)
-        (index,) = ledger._keys("", "due")
+        index = ledger.key("chordguard", ".due")
         before = ledger.backend.client.ttl(index)
 
         start(ledger, ["a"], timeout=10.0)
@@ -876,18 +876,12 @@ class TestExpiry:
     def test_chord_that_is_closed_while_it_is_read_leaves_nothing(self, ledger, monkeypatch):
         group_id = start(ledger, ["a", "b"])
         # As if a worker without the patches had counted it.
-        ledger.backend.client.zadd(*ledger._keys(group_id, ".j"), {part_of(ledger, "a").payload: 0})
+        ledger.backend.client.zadd(ledger.key(group_id, ".j"), {part_of(ledger, "a").payload: 0})
         run = ledger._run
 
         def close_first(name, *args):
             if name == "note":
-                run(
-                    "close",
-                    ledger._keys(group_id, *[".j", ".t", ".s", ".d", ".c", "record", "due"]),
-                    "",
-                    9,
-                    1,
-                )
+                run("close", group_id, group_id, 9, 1, 0)
             return run(name, *args)
 
         monkeypatch.setattr(ledger, "_run", close_first)
@@ -1224,7 +1218,7 @@ class TestLostAnswers:
         with first_answer_lost():
             ledger.add(group_id, ["d"])
 
-        assert b"1" == ledger.backend.client.get(*ledger._keys(group_id, ".t"))
+        assert b"1" == ledger.backend.client.get(ledger.key(group_id, ".t"))
 
     def test_part_counts_once(self, ledger, group_id, first_answer_lost):
         with first_answer_lost():

@@ -248,8 +248,8 @@ class TestSettling:
         if not isinstance(ledger, RedisLedger):
             pytest.skip("the size comes with the header")
         chord = self.overdue(ledger)
-        ledger.backend.client.delete(*ledger._keys(chord.group_id, ".s"))
-        ledger.backend.client.hdel(*ledger._keys(chord.group_id, "record"), "size")
+        ledger.backend.client.delete(ledger.key(chord.group_id, ".s"))
+        ledger.backend.client.hdel(ledger.key(chord.group_id, ".chordguard"), "size")
 
         assert look(chord) is None
 
@@ -383,7 +383,7 @@ class TestWorkersWithoutThePatches:
             chord.app.backend.on_chord_part_return(request, "SUCCESS", index)
         assert [[0, 1]] == chord.published()
         # From 5.7 on Celery leaves a mark, for some minutes.
-        ledger.backend.client.delete(*ledger._keys(chord.group_id, ".c"))
+        ledger.backend.client.delete(ledger.key(chord.group_id, ".c"))
         be_quiet(chord)
 
         assert look(chord) is None
@@ -437,7 +437,7 @@ class TestWatchdog:
     @pytest.mark.parametrize("ledger", ["redis"], indirect=True)
     def test_chord_that_has_expired_is_not_due_for_ever(self, ledger):
         chord = Chord(ledger, due=1.0)
-        ledger.backend.client.delete(*ledger._keys(chord.group_id, "record"))
+        ledger.backend.client.delete(ledger.key(chord.group_id, ".chordguard"))
 
         assert 1 == watchdog.Watchdog(ledger.backend.app).look_at_due()
 

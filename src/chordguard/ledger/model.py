@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
@@ -288,8 +289,13 @@ def unpack_data(app: Celery, packed: bytes) -> Any:
     """
     kind, _, data = bytes(packed).partition(b"\n")
     content_type, encoding = json.loads(kind)
-    accept = serialization.prepare_accept_content(app.conf.accept_content)  # type: ignore[no-untyped-call]
+    accept = _accepted(tuple(app.conf.accept_content))
     return serialization.loads(data, content_type, encoding, accept=accept)  # type: ignore[no-untyped-call]
+
+
+@cache
+def _accepted(content: tuple[str, ...]) -> Any:
+    return serialization.prepare_accept_content(content)  # type: ignore[no-untyped-call]
 
 
 def unpack_body(app: Celery, packed: bytes) -> Any:

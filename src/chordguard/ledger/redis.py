@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
@@ -51,9 +51,6 @@ LONGEST_SECONDS = 30 * 86400
 #: For how many members a script looks at once: nobody else is served meanwhile.
 PORTION = 1000
 
-#: The keys of a chord that go when it has ended.
-_CLOSED = (".j", ".t", ".s", ".d", ".c", "record", "due")
-
 #: What is read of a chord's record, beside its header and body; it has the last one for certain.
 _FIELDS = ("size", "created", "progressed", "claimed_until", "seen", "lifetime")
 
@@ -67,6 +64,8 @@ class RedisLedger(Ledger):
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend
+        #: What the keys of all groups begin with.
+        self._groups: bytes = backend.get_key_for_group("-")[:-1]
 
     def open(
         self,
@@ -77,25 +76,22 @@ class RedisLedger(Ledger):
         timeout: float | None,
         signatures: bytes | None = None,
     ) -> None:
-        keys = self._keys(group_id, ".c", "record", "due")
         lifetime = int(timeout + SPARE_SECONDS) if timeout else LONGEST_SECONDS
         text = "" if header is None else pack(header)
         kept = (text, body or "", signatures or "")
-        self._run("open", keys, group_id, time.time(), due, lifetime, *kept)
+        self._run("open", group_id, group_id, time.time(), due, lifetime, *kept)
 
     def set_size(self, group_id: str, size: int, header: Header | None = None) -> None:
         """Tell how many members a chord has, and which where it was opened without them."""
         text = "" if header is None else pack(header)
-        keys = self._keys(group_id, ".t", ".s", ".c", "record")
-        self._run("size", keys, size, _expires(self.backend), text)
+        self._run("size", group_id, size, _expires(self.backend), text)
 
     def set_header(self, group_id: str, header: Header) -> None:
         self.set_size(group_id, len(set(leaf_ids(header))), header)
 
     def add(self, group_id: str, header: Header) -> bool:
-        keys = self._keys(group_id, ".t", ".d", ".c", "record")
         size, expires = len(list(leaf_ids(header))), _expires(self.backend)
-        return bool(self._run("add", keys, size, pack(header), expires))
+        return bool(self._run("add", group_id, size, pack(header), expires))
 
     def part_of(self, request: Any, state: str, result: Any, *, is_ignored: bool) -> Part:
         index = "+inf" if request.group_index is None else str(request.group_index)
@@ -108,10 +104,9 @@ class RedisLedger(Ledger):
 
     def count(self, group_id: str, part: Part) -> Claim | None:
         token = new_token()
-        names = (".j", ".t", ".s", ".d", ".c", "", "record", "due")
         answer = self._run(
             "count",
-            self._keys(group_id, *names),
+            group_id,
             group_id,
             part.task_id,
             part.payload,
@@ -130,8 +125,7 @@ class RedisLedger(Ledger):
         return Claim(group_id, token, unpack(answer[1]) if len(answer) > 1 else None)
 
     def group_ids(self) -> list[str]:
-        (due,) = self._keys("", "due")
-        live = self.backend.ensure(self.backend.client.zrange, (due, 0, -1))
+        live = self.backend.ensure(self.backend.client.zrange, (self._due, 0, -1))
         return [bytes_to_str(group_id) for group_id in live]  # type: ignore[no-untyped-call]
 
     def read_all(self, group_ids: Sequence[str]) -> dict[str, Record]:
@@ -160,7 +154,7 @@ class RedisLedger(Ledger):
             if returned > seen:
                 # Workers without the patches have counted it.
                 progressed = now
-            self._run("note", self._keys(group_id, "record"), progressed, returned)
+            self._run("note", group_id, progressed, returned)
         until = float(claimed_until or 0)
         if is_over:
             until = 0.0
@@ -179,24 +173,26 @@ class RedisLedger(Ledger):
         )
 
     def signatures(self, group_id: str) -> bytes | None:
-        (record,) = self._keys(group_id, "record")
+        record = self.key(group_id, ".chordguard")
         found = self.backend.ensure(self.backend.client.hget, (record, "signatures"))
         return None if found is None else ensure_bytes(found)  # type: ignore[no-untyped-call]
 
     def outstanding(self, headers: Mapping[str, Header]) -> dict[str, Outstanding]:
         found: dict[str, Outstanding] = {}
-        keys = [self._prefix(), self.backend.get_key_for_task("-")[:-1]]
+        kind = (int(self.backend._chord_zset), self.backend.get_key_for_task("-")[:-1])
         for portion in _portions(headers):
             values = [value for id_, ids in portion for value in (id_, len(ids), *ids)]
-            answers = self._run("outstanding", keys, int(self.backend._chord_zset), *values)
+            answers = self._run("outstanding", "", *kind, *values)
             for (group_id, ids), answer in zip(portion, answers, strict=True):
-                found[group_id] = self._outstanding(ids, *answer)
+                told, *stored = answer if isinstance(answer, list) else [answer]
+                found[group_id] = self._outstanding(ids, json.loads(told), stored)
         return found
 
     def _outstanding(
-        self, ids: Sequence[str], without: Sequence[Any], stored: Sequence[Any]
+        self, ids: Sequence[str], without: Iterable[str], stored: Sequence[Any]
     ) -> Outstanding:
-        missing = {bytes_to_str(task_id) for task_id in without}  # type: ignore[no-untyped-call]
+        # Of an empty list the script makes an empty object.
+        missing = set(without)
         uncounted: dict[str, StoredResult] = {}
         for task_id, payload in zip(map(bytes_to_str, stored[::2]), stored[1::2], strict=True):
             meta = self.backend.decode(payload)
@@ -234,9 +230,8 @@ class RedisLedger(Ledger):
 
     def claim(self, group_id: str) -> Claim | None:
         token = new_token()
-        keys = self._keys(group_id, ".j", ".s", ".c", "record", "due")
         now, seconds = time.time(), _whole(model.CLAIM_SECONDS)
-        answer = self._run("claim", keys, group_id, token, now, seconds)
+        answer = self._run("claim", group_id, group_id, token, now, seconds)
         if answer is None:
             return None
         return Claim(group_id, token, unpack(answer[0]) if answer else None)
@@ -249,14 +244,13 @@ class RedisLedger(Ledger):
 
     def release_all(self) -> int:
         now = time.time()
-        (due,) = self._keys("", "due")
         live = self.backend.ensure(
-            self.backend.client.zrangebyscore, (due, now, now + model.CLAIM_SECONDS + 1)
+            self.backend.client.zrangebyscore, (self._due, now, now + model.CLAIM_SECONDS + 1)
         )
         ids = [bytes_to_str(group_id) for group_id in live]  # type: ignore[no-untyped-call]
         released = 0
         for chunk in backends.chunks(ids):
-            keys = [self._keys(group_id, ".c")[0] for group_id in chunk]
+            keys = [self.key(group_id, ".c") for group_id in chunk]
             tokens = self.backend.ensure(self.backend.mget, (keys,))
             for group_id, token in zip(chunk, tokens, strict=True):
                 text = bytes_to_str(token or b"")  # type: ignore[no-untyped-call]
@@ -265,23 +259,21 @@ class RedisLedger(Ledger):
         return released
 
     def close(self, group_id: str) -> None:
-        keys = self._keys(group_id, *_CLOSED)
         # From 5.7 on Celery asks for the mark itself.
-        self._run("close", keys, group_id, DONE_SECONDS, int(self._is_celery_5_7))
+        self._run("close", group_id, group_id, DONE_SECONDS, int(self._is_celery_5_7), 0)
 
     def abandon(self, group_id: str, *, is_known: bool) -> None:
         seconds = _expires(self.backend) if is_known else 0
-        values = (group_id, seconds, int(self._is_celery_5_7))
+        values = (group_id, seconds, int(self._is_celery_5_7), 1)
         # Once: somebody waits for an error.
-        self._run_once("close", self._keys(group_id, *_CLOSED, ""), values)
+        self._run_once("close", group_id, values)
 
     def take_due(self, now: float, until: float, limit: int) -> list[str]:
-        taken = self._run("due", self._keys("", "due"), now, until, limit)
+        taken = self._run("due", "", now, until, limit)
         return [bytes_to_str(group_id) for group_id in taken]  # type: ignore[no-untyped-call]
 
     def look_again(self, group_id: str, due: float) -> None:
-        keys = self._keys(group_id, "due", "record", ".j", ".t", ".s", ".d", "")
-        self._run("look", keys, group_id, due)
+        self._run("look", group_id, group_id, due)
 
     def _are_ready(self, header: Header | None) -> bool:
         ids = list(leaf_ids(header or ()))
@@ -292,38 +284,38 @@ class RedisLedger(Ledger):
         return hasattr(type(self.backend), "_chord_cleanup_script")
 
     def _renew(self, claim: Claim, seconds: int) -> bool:
-        keys = self._keys(claim.group_id, ".c", "record", "due")
-        return bool(self._run("renew", keys, claim.group_id, claim.token, time.time(), seconds))
+        group_id = claim.group_id
+        return bool(self._run("renew", group_id, group_id, claim.token, time.time(), seconds))
 
     def _parts(self, group_id: str) -> list[StoredResult]:
         """Read the parts that were counted, in header order where Celery keeps it."""
         client = self.backend.client
         read = client.zrange if self.backend._chord_zset else client.lrange
-        stored = self.backend.ensure(read, (*self._keys(group_id, ".j"), 0, -1))
+        stored = self.backend.ensure(read, (self.key(group_id, ".j"), 0, -1))
         parts = (self.backend.decode(part) for part in stored)
         return [StoredResult(id_, state, value) for _, id_, state, value in parts]
 
-    def _keys(self, group_id: str, *names: str) -> list[Any]:
-        """Return keys of a chord; "record" and "due" are the ledger's, the others Celery's."""
-        key = self.backend.get_key_for_group
-        ours = {"record": (group_id, ".chordguard"), "due": ("chordguard", ".due")}
-        return [key(*ours.get(name, (group_id, name))) for name in names]
+    @property
+    def _due(self) -> bytes:
+        """The key of the index of what is due."""
+        return self.key("chordguard", ".due")
+
+    def key(self, group_id: str, name: str) -> bytes:
+        """Return a key of a chord, as Celery makes those that it counts on."""
+        return self._groups + f"{group_id}{name}".encode()
 
     def _run_over(self, name: str, what: str, group_ids: Sequence[str]) -> Any:
-        """Run a script over chords; it is told how their keys begin rather than each of them."""
-        is_ordered = int(self.backend._chord_zset)
-        return self._run(name, [self._prefix()], is_ordered, what, *group_ids)
+        """Run a script over chords."""
+        return self._run(name, "", int(self.backend._chord_zset), what, *group_ids)
 
-    def _prefix(self) -> Any:
-        """Return how the keys of all chords begin."""
-        return self._keys("-", "")[0][:-1]
+    def _run(self, name: str, group_id: str, *values: Any) -> Any:
+        """Run a script on the keys of a chord, with the backend's policy of retries."""
+        return self.backend.ensure(self._run_once, (name, group_id, values))
 
-    def _run(self, name: str, keys: Sequence[Any], *values: Any) -> Any:
-        return self.backend.ensure(self._run_once, (name, keys, values))
-
-    def _run_once(self, name: str, keys: Sequence[Any], values: Sequence[Any]) -> Any:
+    def _run_once(self, name: str, group_id: str, values: Sequence[Any]) -> Any:
         text, digest = _script(name)
         client = self.backend.client
+        keys = (self.key(group_id, ""), self._due)
         try:
             return client.evalsha(digest, len(keys), *keys, *values)
         except self.backend.redis.exceptions.NoScriptError:

@@ -1,5 +1,4 @@
 -- Add members to a chord; its header is a JSON array, to which theirs is joined.
-local t, d, c, record = unpack(KEYS)
 local count, members, expires = ARGV[1], ARGV[2], ARGV[3]
 
 local lifetime = redis.call('HGET', record, 'lifetime')

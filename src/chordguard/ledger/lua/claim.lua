@@ -1,5 +1,4 @@
 -- Claim a live chord; return its header.
-local j, s, c, record, due = unpack(KEYS)
 local group_id, token, now, claim_seconds = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 
 local is_recorded = redis.call('EXISTS', record) == 1
@@ -14,5 +13,5 @@ if not is_recorded then
 end
 local claimed_until = string.format('%.3f', tonumber(now) + claim_seconds)
 redis.call('HSET', record, 'claimed_until', claimed_until)
-be_due(due, group_id, claimed_until)
+be_due(group_id, claimed_until)
 return {redis.call('HGET', record, 'header')}

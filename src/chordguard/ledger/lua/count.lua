@@ -1,9 +1,5 @@
--- Count a part of a chord once; claim the chord for whom its last part came from.
---
--- The keys j (parts), t (members added), s (size), d (parts seen) and c (claim, or "done") are
--- Celery's own, and keep the meaning that they have in Celery 5.7: workers with and without
--- the patches, of any version, count one chord together.
-local j, t, s, d, c, group, record, due = unpack(KEYS)
+-- Count a part of a chord once; claim the chord for whom its last part came from. Workers with and
+-- without the patches, of any version, count one chord together.
 local group_id, task_id, part, index, is_recounted = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local is_ordered, expires, group_expires = ARGV[6] == '1', ARGV[7], ARGV[8]
 local now, token, claim_seconds = ARGV[9], ARGV[10], tonumber(ARGV[11])
@@ -70,5 +66,5 @@ if not lifetime then
 end
 local claimed_until = string.format('%.3f', tonumber(now) + claim_seconds)
 redis.call('HSET', record, 'claimed_until', claimed_until)
-be_due(due, group_id, claimed_until)
+be_due(group_id, claimed_until)
 return {'claimed', redis.call('HGET', record, 'header')}

@@ -1,5 +1,4 @@
 -- Take the chords that are due; nobody else takes them for a while.
-local due = KEYS[1]
 local now, til, most = ARGV[1], ARGV[2], ARGV[3]
 
 local taken = redis.call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, most)

@@ -1,6 +1,5 @@
--- Count the parts of chords that say of a state in ARGV[2] that their members ended in it. The keys
--- of a chord begin with KEYS[1] and its id.
-local prefix, is_ordered, states = KEYS[1], ARGV[1] == '1', cjson.decode(ARGV[2])
+-- Count the parts of chords that say of a state in ARGV[2] that their members ended in it.
+local is_ordered, states = ARGV[1] == '1', cjson.decode(ARGV[2])
 
 local function has_failed(part)
     local beginning = string.sub(part, 1, BEGINNING)
@@ -19,7 +18,7 @@ local counts = {}
 for index = 3, #ARGV do
     local read = is_ordered and 'ZRANGE' or 'LRANGE'
     counts[index - 2] = 0
-    for _, part in ipairs(redis.call(read, prefix .. ARGV[index] .. '.j', 0, -1)) do
+    for _, part in ipairs(redis.call(read, group .. ARGV[index] .. '.j', 0, -1)) do
         counts[index - 2] = counts[index - 2] + (has_failed(part) and 1 or 0)
     end
 end

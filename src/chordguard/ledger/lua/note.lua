@@ -1,5 +1,4 @@
 -- Note what workers without the patches have counted.
-local record = KEYS[1]
 if redis.call('EXISTS', record) == 1 then
     redis.call('HSET', record, 'progressed', ARGV[1], 'seen', ARGV[2])
 end

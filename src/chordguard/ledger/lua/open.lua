@@ -1,5 +1,4 @@
 -- Start to count a chord. Applied again, a frozen one has the same id.
-local c, record, due = unpack(KEYS)
 local group_id, now, when, lifetime, header, body, signatures = unpack(ARGV)
 
 redis.call('DEL', c, record)
@@ -10,5 +9,5 @@ for name, value in pairs({header = header, body = body, signatures = signatures}
     end
 end
 redis.call('EXPIRE', record, lifetime)
-be_due(due, group_id, when)
+be_due(group_id, when)
 return 1

@@ -1,7 +1,7 @@
--- Look for members of chords that were not counted: the ids of those without a result, the ids
--- and results of the others. The keys of a chord begin with KEYS[1], those of results with
--- KEYS[2]; a chord comes as its id, its number of members, and theirs in header order.
-local prefix, results, is_ordered = KEYS[1], KEYS[2], ARGV[1] == '1'
+-- Look for members of chords that were not counted: the ids of those without a result as JSON,
+-- behind them, if there are any, the ids and results of the others. The keys of results begin with
+-- ARGV[2]; a chord comes as its id, its number of members, and theirs in header order.
+local is_ordered, results = ARGV[1] == '1', ARGV[2]
 
 local function outstanding_of(j, size, next_id)
     local is_counted, rest, in_place = {}, {}, 0
@@ -39,17 +39,21 @@ local function outstanding_of(j, size, next_id)
             end
         end
     end
-    return {missing, uncounted}
+    if #uncounted == 0 then
+        return cjson.encode(missing)
+    end
+    table.insert(uncounted, 1, cjson.encode(missing))
+    return uncounted
 end
 
-local answers, at = {}, 2
+local answers, at = {}, 3
 local function take()
     at = at + 1
     return ARGV[at - 1]
 end
 while at <= #ARGV do
-    local j = prefix .. take() .. '.j'
+    local parts = group .. take() .. '.j'
     local size = tonumber(take())
-    table.insert(answers, outstanding_of(j, size, take))
+    table.insert(answers, outstanding_of(parts, size, take))
 end
 return answers

@@ -1,5 +1,4 @@
 -- Tell the size of a chord, just before its last member is sent, and its members if need be.
-local t, s, c, record = unpack(KEYS)
 local size, expires, header = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 
 local lifetime = redis.call('HGET', record, 'lifetime')
