@@ -423,6 +423,24 @@ class TestSafetyNet:
         wait_until(with_fix.is_idle, what="idle worker")
         assert 1 == record.count("body")
 
+    def test_looks_later_where_the_ledger_cannot_be_reached(self, with_fix, record, monkeypatch):
+        result = echoes(with_fix.tasks, record).apply_async()
+        with_fix.run(result)
+        wait_until_forgotten(with_fix, result.parent.id)
+        is_usable, failures = DatabaseLedger.is_usable, iter([OSError("starting up")])
+
+        def is_usable_later(ledger):
+            for failure in failures:
+                raise failure
+            return is_usable(ledger)
+
+        monkeypatch.setattr(DatabaseLedger, "is_usable", is_usable_later)
+        look_here(with_fix, result, record=record.path)
+
+        assert next(failures, None) is None
+        wait_until(with_fix.is_idle, what="idle worker")
+        assert 1 == record.count("body")
+
     def test_costs_one_select_for_a_chord_that_has_ended(self, with_fix):
         result = echoes(with_fix.tasks).apply_async()
         with_fix.run(result)

@@ -174,14 +174,16 @@ def unlock_chord(wrapped: Any, task: Any, args: Any, kwargs: Any) -> Any:
     poll = Poll.of(task, args, kwargs)
     if task.request.id != counting.unlock_id(poll.group_id):
         return wrapped(*args, **kwargs)
-    ledger = counting.ledger_of(task.app.backend, asked=False)
-    if ledger is None:
-        return wrapped(*args, **kwargs)
     try:
-        delay = _look(poll, ledger)
+        ledger = counting.ledger_on(task.app.backend, asked=False)
+        delay = None if ledger is None else _look(poll, ledger)
     except Exception:
+        # Polled like one that is not counted, it might be ended twice.
         logger.warning("Chord %s is looked at later", poll.group_id, exc_info=True)
         delay = counting.first_delay(task.app, poll.body)
+    else:
+        if ledger is None:
+            return wrapped(*args, **kwargs)
     if delay is not None:
         # Beyond its bound it waits for somebody else who ends the chord.
         bound = None if poll.bound is None else max(poll.bound, poll.retries + 1)
