@@ -20,7 +20,7 @@ import chordguard.ledger.redis
 from chordguard.backends import StoredResult, is_redis
 from chordguard.ledger.database import DatabaseLedger, Tables
 from chordguard.ledger.model import CLAIM_SECONDS, Part, leaf_ids, new_owner, pack_data, unpack_body
-from chordguard.ledger.redis import RedisLedger
+from chordguard.ledger.redis import SPARE_SECONDS, RedisLedger
 from tests import tasks
 from tests.harness import create_result_tables, delete_keys, wait_until
 
@@ -827,6 +827,18 @@ class TestExpiry:
 
         assert {stage: set() for stage in stages} == left
         assert claims[-1]
+
+    @pytest.mark.parametrize("aged", [".j", ".chordguard"])
+    def test_a_part_renews_all_when_one_has_aged(self, ledger, aged):
+        group_id, client = start(ledger, ["a", "b", "c"], timeout=10.0), ledger.backend.client
+        count(ledger, group_id, "a")
+        client.expire(ledger.key(group_id, aged), 60)
+        client.expire(ledger.key(group_id, ".s"), 60)
+
+        count(ledger, group_id, "b")
+
+        for end in (".j", ".s", ".chordguard"):
+            assert client.ttl(ledger.key(group_id, end)) > SPARE_SECONDS
 
     def test_of_a_chord_that_was_started_without_the_patches(self, ledger):
         group_id = uuid()

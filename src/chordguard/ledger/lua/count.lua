@@ -6,24 +6,26 @@ local now, token, claim_seconds = ARGV[9], ARGV[10], tonumber(ARGV[11])
 -- From 5.7 on Celery looks into d, in which each part takes some 80 bytes.
 local keeps_seen = ARGV[12] == '1'
 
-if redis.call('GET', c) == 'done' then
+local mark, size, added = unpack(redis.call('MGET', c, s, t))
+if mark == 'done' then
     return {'done'}
 end
 
 -- Parts without a place of their own would all have to be looked through.
 local has_place = is_ordered and index ~= '+inf'
-local is_new = redis.call('SISMEMBER', d, task_id) == 0
+local is_new, is_seen = redis.call('SISMEMBER', d, task_id) == 0, false
 if is_new and is_recounted == '1' then
     -- Made from a stored result, it stands for any part of that task.
     is_new = not is_among(redis.call(is_ordered and 'ZRANGE' or 'LRANGE', j, 0, -1), task_id)
     if is_new then
-        redis.call('SADD', d, task_id)
+        is_seen = redis.call('SADD', d, task_id) == 1
     end
 elseif is_new and has_place then
     is_new = not is_among(redis.call('ZRANGEBYSCORE', j, index, index), task_id)
 end
 if is_new and (keeps_seen or not has_place) then
-    is_new = redis.call('SADD', d, task_id .. ':' .. index) == 1
+    is_seen = redis.call('SADD', d, task_id .. ':' .. index) == 1
+    is_new = is_seen
 end
 if is_new then
     if is_ordered then
@@ -41,21 +43,26 @@ if lifetime then
         redis.call('HSET', record, 'progressed', now, 'seen', seen)
     end
     expires, group_expires = lifetime, lifetime
-    redis.call('EXPIRE', record, lifetime)
 end
-for _, key in ipairs({j, t, s, d}) do
-    redis.call('EXPIRE', key, expires)
+-- The keys of a chord with a record were made with their lifetime: it is renewed when a tenth of
+-- it is over. Those of others are given it with each part, as by Celery.
+local function is_fresh(key)
+    return redis.call('TTL', key) > 0.9 * expires
 end
-if tonumber(group_expires) > 0 then
-    redis.call('EXPIRE', group, group_expires)
+if not (lifetime and is_fresh(record) and is_fresh(j) and (not is_seen or is_fresh(d))) then
+    for _, key in ipairs({record, j, t, s, d}) do
+        redis.call('EXPIRE', key, expires)
+    end
+    if tonumber(group_expires) > 0 then
+        redis.call('EXPIRE', group, group_expires)
+    end
 end
 
-local size = redis.call('GET', s) or known_size
+size = size or known_size
 if not size then
     return {lifetime and 'live' or 'sizeless'}
 end
-size = tonumber(size) + tonumber(redis.call('GET', t) or 0)
-if returned < size then
+if returned < tonumber(size) + tonumber(added or 0) then
     return {'live'}
 end
 if not redis.call('SET', c, token, 'NX', 'EX', claim_seconds) and redis.call('GET', c) ~= token then
