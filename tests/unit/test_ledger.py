@@ -828,17 +828,21 @@ class TestExpiry:
         assert {stage: set() for stage in stages} == left
         assert claims[-1]
 
-    @pytest.mark.parametrize("aged", [".j", ".chordguard"])
-    def test_a_part_renews_all_when_one_has_aged(self, ledger, aged):
+    @pytest.mark.parametrize("is_aging", [True, False])
+    def test_is_renewed_by_a_part_when_a_tenth_is_over(self, ledger, is_aging):
         group_id, client = start(ledger, ["a", "b", "c"], timeout=10.0), ledger.backend.client
         count(ledger, group_id, "a")
-        client.expire(ledger.key(group_id, aged), 60)
-        client.expire(ledger.key(group_id, ".s"), 60)
+        record = ledger.key(group_id, ".chordguard")
+        keys = {record, ledger.key(group_id, ".j"), ledger.key(group_id, ".s")}
+        if is_aging:
+            client.hincrbyfloat(record, "renewed", -0.2 * SPARE_SECONDS)
+        for key in keys:
+            client.expire(key, 60)
 
         count(ledger, group_id, "b")
 
-        for end in (".j", ".s", ".chordguard"):
-            assert client.ttl(ledger.key(group_id, end)) > SPARE_SECONDS
+        lives = {key for key in keys if client.ttl(key) > SPARE_SECONDS}
+        assert (keys if is_aging else set()) == lives
 
     def test_of_a_chord_that_was_started_without_the_patches(self, ledger):
         group_id = uuid()
@@ -1035,6 +1039,21 @@ class TestScripts:
         ids = [part.task_id for part in ledger._parts(group_id)]
         assert (["a", "b"] if is_ordered else ["b", "a"]) == ids
         assert ["a", "b"] == ledger.collect(claims[1])[0]
+
+    @pytest.mark.parametrize("size", [1000, 1001])
+    def test_claim_comes_with_the_parts_unless_they_are_many(self, ledger, size):
+        ids = [uuid() for _ in range(size)]
+        group_id = start(ledger, ids)
+
+        *_, claim = [
+            ledger.count(group_id, part_of(ledger, task_id, index=index))
+            for index, task_id in enumerate(ids)
+        ]
+
+        assert (size > 1000) == (claim.parts is None)
+        header, results = ledger.collect(claim)
+        assert ids == header
+        assert set(ids) == set(results)
 
     def test_member_without_a_place_comes_last(self, ledger):
         group_id = start(ledger, None)

@@ -127,11 +127,13 @@ class Claim:
         group_id: The chord.
         token: By which the ledger knows who has it.
         header: The members' ids; None where the ledger does not know them.
+        parts: The parts that were counted, where the ledger told them at once.
     """
 
     group_id: str
     token: str
     header: Header | None
+    parts: Sequence[Any] | None = None
 
 
 class Ledger(Protocol):

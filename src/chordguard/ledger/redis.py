@@ -122,7 +122,8 @@ class RedisLedger(Ledger):
         )
         if bytes_to_str(answer[0]) != "claimed":  # type: ignore[no-untyped-call]
             return None
-        return Claim(group_id, token, unpack(answer[1]) if len(answer) > 1 else None)
+        _, header, *parts = answer
+        return Claim(group_id, token, unpack(header), *parts)
 
     def group_ids(self) -> list[str]:
         live = self.backend.ensure(self.backend.client.zrange, (self._due, 0, -1))
@@ -213,7 +214,8 @@ class RedisLedger(Ledger):
         return found
 
     def collect(self, claim: Claim) -> tuple[Header, dict[str, StoredResult]]:
-        parts = self._parts(claim.group_id)
+        known = claim.parts
+        parts = self._parts(claim.group_id) if known is None else self._decoded(known)
         results = {part.task_id: part for part in parts}
         header = claim.header
         if header is None:
@@ -291,7 +293,9 @@ class RedisLedger(Ledger):
         """Read the parts that were counted, in header order where Celery keeps it."""
         client = self.backend.client
         read = client.zrange if self.backend._chord_zset else client.lrange
-        stored = self.backend.ensure(read, (self.key(group_id, ".j"), 0, -1))
+        return self._decoded(self.backend.ensure(read, (self.key(group_id, ".j"), 0, -1)))
+
+    def _decoded(self, stored: Sequence[Any]) -> list[StoredResult]:
         parts = (self.backend.decode(part) for part in stored)
         return [StoredResult(id_, state, value) for _, id_, state, value in parts]
 
