@@ -148,10 +148,12 @@ def run(cluster: Cluster, command: str | None) -> tuple[float, float, Any]:
         )
         call = ["-m", "chordguard", "-A", "proj", "--json", command] if command else ["-m", "proj"]
         path = os.pathsep.join([folder, str(ROOT), os.environ.get("PYTHONPATH", "")])
+        # Modules are compiled once, as where they are installed, not with each command.
+        env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         started, used = time.perf_counter(), cpu_of_children()
         done = subprocess.run(
             [sys.executable, *call],
-            env={**os.environ, "PYTHONPATH": path},
+            env={**env, "PYTHONPATH": path},
             capture_output=True,
             text=True,
             check=False,

@@ -249,19 +249,19 @@ def _decided(
     is_thorough: bool,
 ) -> Diagnosis:
     """Name what is the matter with a chord; `bodies` are the results that bodies have."""
-    if outstanding is not None:
-        found = replace(found, missing=outstanding.missing, uncounted=outstanding.uncounted)
+    states = []
     if _may_be_published(found, outstanding):
         states = [f"{id_} is {bodies[id_].state}" for id_ in found.body_ids if id_ in bodies]
-        if states:
-            reason = f"its body has been published: {', '.join(states)}"
-            return replace(found, kind=BODY_DONE, reason=reason)
-    kind, reason = (
-        _when_counted(found)
-        if _is_counted(found)
-        else _when_counting(found, outstanding is not None, is_thorough)
-    )
-    return replace(found, kind=kind, reason=reason)
+    if states:
+        kind, reason = BODY_DONE, f"its body has been published: {', '.join(states)}"
+    elif _is_counted(found):
+        kind, reason = _when_counted(found)
+    else:
+        kind, reason = _when_counting(found, outstanding, is_thorough)
+    if outstanding is None:
+        return replace(found, kind=kind, reason=reason)
+    missing, uncounted = outstanding.missing, outstanding.uncounted
+    return replace(found, kind=kind, reason=reason, missing=missing, uncounted=uncounted)
 
 
 def _when_counted(found: Diagnosis) -> tuple[str, str]:
@@ -274,15 +274,17 @@ def _when_counted(found: Diagnosis) -> tuple[str, str]:
     return READY, f"all {record.size} members are done for {found.idle:.0f} s"
 
 
-def _when_counting(found: Diagnosis, is_looked_at: bool, is_thorough: bool) -> tuple[str, str]:
+def _when_counting(
+    found: Diagnosis, outstanding: Outstanding | None, is_thorough: bool
+) -> tuple[str, str]:
     record: Any = found.record
     size = "?" if record.size is None else record.size
     returned = f"{record.returned} of {size} members are done"
-    if found.uncounted:
-        counted = f"{len(found.uncounted)} more have a result that was not counted"
+    if outstanding is not None and outstanding.uncounted:
+        counted = f"{len(outstanding.uncounted)} more have a result that was not counted"
         return PART_LOST, f"{returned}, {counted}"
     if record.size is None:
-        if is_looked_at and not found.missing:
+        if outstanding is not None and not outstanding.missing:
             return READY, f"all {record.returned} members are done, its size was never told"
         if found.is_overdue or is_thorough:
             return SIZE_MISSING, f"{returned}: its last member was not sent for {found.idle:.0f} s"
@@ -346,18 +348,18 @@ def _located(
     """Name what is the matter with a chord that runs, given where tasks were seen."""
     wanted = [*found.missing, *([poller] if poller else [])]
     seen = {id_: places[id_] for id_ in wanted if id_ in places}
-    found = replace(found, evidence=seen)
     nowhere = [task_id for task_id in found.missing if task_id not in seen]
+    kind, reason = found.kind, found.reason
     if nowhere and why_not_all:
-        reason = f"{found.reason}; {len(nowhere)} not seen, but {why_not_all}"
-        return replace(found, kind=UNKNOWN, reason=reason)
-    if nowhere:
-        reason = f"no worker and no queue has {', '.join(nowhere)}"
-        return replace(found, kind=MEMBER_LOST, reason=reason)
-    if poller and poller not in seen and not why_not_all:
-        reason = f"{found.reason}; no worker and no queue has its celery.chord_unlock"
-        return replace(found, kind=POLLER_LOST, reason=reason)
-    return replace(found, reason=f"{found.reason}; {_told(seen.values())}") if seen else found
+        kind, reason = UNKNOWN, f"{reason}; {len(nowhere)} not seen, but {why_not_all}"
+    elif nowhere:
+        kind, reason = MEMBER_LOST, f"no worker and no queue has {', '.join(nowhere)}"
+    elif poller and poller not in seen and not why_not_all:
+        kind = POLLER_LOST
+        reason = f"{reason}; no worker and no queue has its celery.chord_unlock"
+    elif seen:
+        reason = f"{reason}; {_told(seen.values())}"
+    return replace(found, kind=kind, reason=reason, evidence=seen)
 
 
 def ledger_of(app: Celery) -> Any:

@@ -77,16 +77,18 @@ def _find(
 ) -> tuple[dict[str, str], str | None]:
     seen: dict[str, str] = {}
     why: str | None = None
-    inspect = _inspect(app, connection)
+    # Else the answers of more workers are waited for, for as long as they may take.
+    inspect = _inspect(app, connection, limit=_most_answers(app, connection))
     # Asked twice, a worker that is busy for a moment is not said to be away.
     queues = inspect.active_queues() or inspect.active_queues()
     if not queues:
         return seen, "no worker answered"
     names = {queue["name"] for told in queues.values() for queue in told or ()}
+    read: set[int] = set()
     for _ in range(2):
         why = None
         for look in (
-            _queued(app, connection, names, set(queues)),
+            _queued(app, connection, names, set(queues), read),
             _held(_inspect(app, connection, list(queues))),
         ):
             try:
@@ -100,9 +102,19 @@ def _find(
     return seen, why
 
 
-def _inspect(app: Celery, connection: Any, workers: list[str] | None = None) -> Any:
+def _inspect(
+    app: Celery, connection: Any, workers: list[str] | None = None, limit: int | None = None
+) -> Any:
     inspect = app.control.inspect
-    return inspect(destination=workers, timeout=ASKING_SECONDS, connection=connection)
+    return inspect(destination=workers, timeout=ASKING_SECONDS, limit=limit, connection=connection)
+
+
+def _most_answers(app: Celery, connection: Any) -> int | None:
+    """Return how many workers can answer; None where the broker does not tell."""
+    if connection.transport.driver_type != "redis":
+        return None
+    with connection.channel() as channel:
+        return len(set(_bound(app, channel))) or None
 
 
 def _held(inspect: Any) -> Iterator[tuple[str, str]]:
@@ -122,9 +134,12 @@ def _held(inspect: Any) -> Iterator[tuple[str, str]]:
 
 
 def _queued(
-    app: Celery, connection: Any, names: set[str], workers: set[str]
+    app: Celery, connection: Any, names: set[str], workers: set[str], read: set[int]
 ) -> Iterator[tuple[str, str]]:
-    """Yield (id, place) of the messages that nobody has acknowledged, where they can be read."""
+    """Yield (id, place) of the messages that nobody has acknowledged, where they can be read.
+
+    Those whose hash is in `read` were looked at before; it is added to.
+    """
     driver = connection.transport.driver_type
     if driver != "redis":
         raise _Unseen(f"the queues of {driver} cannot be read")
@@ -132,8 +147,11 @@ def _queued(
     channel = connection.channel()
     for name in sorted(names):
         for priority in channel.priority_steps:
+            place = f"waits in {name}"
             for message in _messages(channel, channel._q_for_pri(name, priority), name):
-                yield loads(message)["headers"].get("id"), f"waits in {name}"
+                if (mark := hash(message)) not in read:
+                    read.add(mark)
+                    yield loads(message)["headers"].get("id"), place
     for entry in _command(channel, "HVALS", channel.unacked_key):
         yield loads(entry)[0]["headers"].get("id"), "was handed to a worker"
     # Who is bound hears what workers are told, but a busy one does not answer where it has no

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -162,7 +164,7 @@ def survey(
         CannotTell: Result backend, broker or workers do not answer.
         LedgerMissing: The app has no ledger.
     """
-    with bounded_ledger(app) as ledger:
+    with _no_collections(), bounded_ledger(app) as ledger:
         live = list(ledger.group_ids() if ids is None else ids)
         _check_workers(app)
         found = diagnose_all(app, live, ledger=ledger) if is_asking else examine_all(ledger, live)
@@ -177,6 +179,18 @@ def survey(
         failed_members = failures.get(diagnosis.group_id, 0)
         chords.append(Chord(diagnosis, failed_members, age, is_too_old))
     return Survey(sorted(chords, key=lambda chord: -(chord.age or 0.0)))
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Have the process of the command look for no cycles while it reads thousands of records."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _check_workers(app: Celery) -> None:
