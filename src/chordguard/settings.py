@@ -23,7 +23,16 @@ from .errors import SettingError
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("FIX_PREFIX", "SETTINGS", "Setting", "check", "check_value", "get", "seconds")
+__all__ = (
+    "FIX_PREFIX",
+    "SETTINGS",
+    "Setting",
+    "check",
+    "check_value",
+    "get",
+    "interval",
+    "seconds",
+)
 
 logger = logging.getLogger("chordguard")
 
@@ -258,6 +267,12 @@ def seconds(app: Celery, name: str) -> float:
     """Return the value of the setting `name`, a number or a timedelta, in seconds."""
     value = get(app, name)
     return float(value.total_seconds() if isinstance(value, timedelta) else value)
+
+
+def interval(app: Celery) -> float:
+    """Return the seconds between two looks at a chord; the default where none are to be made."""
+    own = seconds(app, "chord_watchdog_interval")
+    return own or float(SETTINGS["chord_watchdog_interval"].default)
 
 
 def check(app: Celery, fixes: tuple[str, ...] = ()) -> None:

@@ -82,7 +82,7 @@ def open_chord(ledger: Ledger, group_id: str, results: Any, body: Any) -> None:
     """Open a chord in the ledger; the members of a generator are told later."""
     app = ledger.backend.app
     timeout = Policy.of(app, body).timeout
-    first_look = settings.seconds(app, "chord_watchdog_interval") or 30.0
+    first_look = settings.interval(app)
     due = time.time() + (first_look if timeout is None else min(first_look, timeout))
     header = None if is_lazy(results) else header_of(results)
     signatures = None

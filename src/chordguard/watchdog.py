@@ -106,7 +106,7 @@ def _seconds_until_next(
     if found.record is None:
         return None
     app = ledger.backend.app
-    shortest = settings.seconds(app, "chord_watchdog_interval") or 30.0
+    shortest = settings.interval(app)
     if _is_claimed(found):
         # It may be given back before it ends.
         return min(max(shortest, 1.0), max(0.0, found.record.claimed_until - time.time()))

@@ -4,7 +4,7 @@ Parts are counted on the keys that Celery counts them on, so that workers withou
 and of other versions, share a chord. Each operation is one round trip: a script, or a pipeline.
 The hash, which is there only if the chord was started with the patches, holds what Celery keeps
 nowhere; the sorted set of what is due tells the watchdog which chords to look at. Every key
-expires; a live chord's keys live on with each part and each look.
+expires; a live chord's keys live on as parts come and it is looked at.
 """
 
 from __future__ import annotations
