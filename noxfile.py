@@ -56,7 +56,8 @@ def built_wheel(session: nox.Session) -> Path:
     if not _built:
         shutil.rmtree(WHEELS, ignore_errors=True)
         session.install(*versions("build"))
-        session.run(
+        # Where only environments are made, too: the wheel is part of them.
+        session.run_install(
             "python", "-m", "build", "--wheel", "--outdir", str(WHEELS), str(ROOT), silent=True
         )
         _built.extend(WHEELS.glob("*.whl"))
