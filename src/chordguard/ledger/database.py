@@ -39,7 +39,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from .. import backends
 from ..backends import StoredResult
-from . import model
+from . import connections, model
 from .model import (
     Claim,
     Header,
@@ -315,12 +315,7 @@ class DatabaseLedger(Ledger):
     def keep_engine(self) -> None:
         if self.backend.url.startswith("sqlite"):
             return  # it connects at no cost, and a file that is open does not survive a fork
-        manager = backends.database_module().SessionManager()
-        stock = getattr(self.backend, "session_manager", manager)
-        if hasattr(stock, "engine_callback"):
-            manager.engine_callback = stock.engine_callback
-        # What it does in a child of the pool; elsewhere it makes an engine for each session.
-        manager.forked = True
+        manager = connections.new_manager(self.backend)
         self._own = (manager,)
         if not getattr(self.backend, "thread_safe", False):
             # One of this thread alone: what else it stores and reads goes the same way.
@@ -357,7 +352,7 @@ class DatabaseLedger(Ledger):
         }
 
         def open_chord() -> None:
-            with self._transaction() as connection:
+            with self._transaction(is_one_statement=True) as connection:
                 connection.execute(_insert(self.tables.chord, connection.dialect.name), values)
 
         self._retried(open_chord)
@@ -634,9 +629,11 @@ class DatabaseLedger(Ledger):
 
     @contextmanager
     def _session(self) -> Iterator[Any]:
-        session = self.backend.ResultSession(*self._own)
-        with backends.database_module().session_cleanup(session):
-            yield session
+        lent = nullcontext(self._own) if self._own else connections.lent(self.backend)
+        with lent as manager:
+            session = self.backend.ResultSession(*manager)
+            with backends.database_module().session_cleanup(session):
+                yield session
 
     @contextmanager
     def _transaction(self, is_one_statement: bool = False) -> Iterator[Any]:
