@@ -188,9 +188,12 @@ def main() -> int:
             right = list(ended.values()).count("right")
             without = list(references[stock].values()).count("right")
             print(f"{backend:10} {fleet}: {right} of {len(ended)} right (stock alone: {without})")
-            sys.stdout.flush()
+            for name, how in ended.items():
+                if how != "right":
+                    print(f"    {name}: {how}, without any patches {references[stock][name]}")
             for mistake in found:
-                print(f"    {mistake}")
+                print(f"    MISTAKE: {mistake}")
+            sys.stdout.flush()
             has_failed = has_failed or bool(found)
     return int(has_failed)
 

@@ -56,7 +56,8 @@ def run_strict(
 ) -> dict[str, tuple[str, Outcome]]:
     """Publish every canvas with an errback, see how each ends and how often its errback is called.
 
-    A canvas is right that fails, calls its errback once (A8) and names so many members (A9).
+    A canvas is right that fails, calls its errback once and, for A9, names so many members; or
+    that has no reason to fail, gives its value and calls no errback.
     """
     errback = cluster.tasks.errback_new
     published = []
@@ -77,12 +78,20 @@ def run_strict(
     wait_until(cluster.is_idle, timeout=ENDS_WITHIN, what="idle worker")
     judged = {}
     for scenario, record, outcome in ended:
-        if scenario.defect == "A8":
-            found = len(record.read_text().splitlines()) if record.exists() else 0
-        else:
-            found = len(members_named(outcome))
-        judged[str(scenario)] = (judge_failure(outcome, found, scenario.expected), outcome)
+        calls = len(record.read_text().splitlines()) if record.exists() else 0
+        judged[str(scenario)] = (judge_strictly(scenario, outcome, calls), outcome)
     return judged
+
+
+def judge_strictly(scenario: Scenario, outcome: Outcome, calls: int) -> str:
+    """Judge how a canvas ended that had `calls` of its errback."""
+    if outcome.hung:
+        return HANGS
+    if not scenario.fails:
+        return judge(outcome, scenario.expected) if calls == 0 else WRONG
+    if scenario.defect == "A9" and len(members_named(outcome)) != scenario.expected:
+        return WRONG
+    return RIGHT if outcome.state == states.FAILURE and calls == 1 else WRONG
 
 
 def members_named(outcome: Outcome) -> list[str]:
@@ -90,12 +99,6 @@ def members_named(outcome: Outcome) -> list[str]:
     ids = leaf_ids(header_of(outcome.result.parent.results))
     failed = [id_ for id_ in ids if outcome.result.app.AsyncResult(id_).state == states.FAILURE]
     return [id_ for id_ in failed if id_ in str(outcome.value)]
-
-
-def judge_failure(outcome: Outcome, found: int, expected: int) -> str:
-    if outcome.hung:
-        return HANGS
-    return RIGHT if outcome.state == states.FAILURE and found == expected else WRONG
 
 
 def judge(outcome: Outcome, expected: Any) -> str:

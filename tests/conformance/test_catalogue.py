@@ -38,24 +38,25 @@ ANNOTATED = {
     "result_chord_join_timeout": 1e-6,
 }
 
-HALVES = [pytest.param(False, id="stock"), pytest.param(True, id="patched")]
+STOCK, PATCHED = pytest.param(False, id="stock"), pytest.param(True, id="patched")
+HALVES = [STOCK, PATCHED]
 
 
-def cases(scenarios: tuple[Scenario, ...]) -> Any:
+def cases(scenarios: tuple[Scenario, ...], halves: Sequence[Any] = HALVES) -> Any:
     """Order the cells by cluster, so that each cluster is started once."""
     return pytest.mark.parametrize(
         ("patched", "backend_kind", "scenario"),
         [
             pytest.param(
-                patched,
+                *half.values,
                 backend,
                 scenario,
-                id=f"{half}-{backend}-{scenario}",
+                id=f"{half.id}-{backend}-{scenario}",
                 # The canvases of a cluster run together, the clusters beside each other.
-                marks=pytest.mark.xdist_group(f"conformance-{half}-{backend}"),
+                marks=pytest.mark.xdist_group(f"conformance-{half.id}-{backend}"),
             )
             for backend in ALL
-            for patched, half in ((False, "stock"), (True, "patched"))
+            for half in halves
             for scenario in scenarios
             if backend in scenario.backends
         ],
@@ -115,22 +116,36 @@ def test_tolerant_chord(clusters, note, backend_kind, patched, scenario):
 
 
 @once
-def failures(
-    clusters: Callable[..., Cluster], backend: str, patched: bool, folder: Callable[[str], Path]
+def strict_outcomes(
+    clusters: Callable[..., Cluster],
+    backend: str,
+    patched: bool,
+    which: str,
+    folder: Callable[[str], Path],
 ) -> dict[str, Any]:
     cluster = clusters(backend, patched=patched)
     quiet = None if patched else QUIET
-    return run_strict(cluster, catalogue.STRICT, backend, quiet, folder("errbacks"))
+    return run_strict(cluster, getattr(catalogue, which), backend, quiet, folder("errbacks"))
 
 
 @cases(catalogue.STRICT)
 @pytest.mark.filterwarnings("ignore:task_allow_error_cb_on_chord_header")
 def test_failing_chord(clusters, note, backend_kind, patched, scenario, tmp_path_factory):
     """A chord that fails calls its errback once, and its error names who failed."""
-    ended = failures(clusters, backend_kind, patched, tmp_path_factory.mktemp)
+    ended = strict_outcomes(clusters, backend_kind, patched, "STRICT", tmp_path_factory.mktemp)
     judged, outcome = ended[str(scenario)]
     note(str(scenario), backend_kind, patched, judged)
     assert judged in ((RIGHT,) if patched else scenario.stock(backend_kind)), outcome
+
+
+@cases(catalogue.TOLERANT, [PATCHED])
+@pytest.mark.filterwarnings("ignore:task_allow_error_cb_on_chord_header")
+def test_strict_chord(clusters, note, backend_kind, patched, scenario, tmp_path_factory):
+    """A canvas whose failures are not to be tolerated fails, and calls its errback once."""
+    ended = strict_outcomes(clusters, backend_kind, patched, "TOLERANT", tmp_path_factory.mktemp)
+    judged, outcome = ended[str(scenario)]
+    note(f"{scenario}, strict", backend_kind, patched, judged)
+    assert judged == RIGHT, outcome
 
 
 @cases(catalogue.ASKED)
@@ -169,7 +184,7 @@ def test_getting_the_value_of_a_tolerated_chord(clusters, note, backend_kind, pa
 
 @pytest.mark.parametrize("backend_kind", ALL)
 @pytest.mark.parametrize("patched", HALVES)
-def test_strict_chord(clusters, note, backend_kind, patched, record):
+def test_strict_chord_with_an_old_errback(clusters, note, backend_kind, patched, record):
     """With default settings a failed header task fails the chord; the errback runs once."""
     cluster = clusters(backend_kind, patched=patched)
     t = cluster.tasks
