@@ -1,6 +1,6 @@
 """The patch engine: how a fix is declared, put on Celery, asked for, and taken off again.
 
-A fix is declared beside its code as a :class:`Patch`: the symptom, the Celery versions that
+A fix is declared beside its code as a :class:`Patch`: what it mends, the Celery versions that
 have the defect, and the functions it wraps. Importing the module puts it in the registry.
 Wrapping is done with wrapt and is process-wide; whether a wrapper acts is asked on every
 call, of the app that the call is for. For an app without the patches, or with the fix
@@ -13,7 +13,7 @@ import importlib.util
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -104,8 +104,8 @@ class Patch:
 
     Attributes:
         name: The name shared by module, switch (``chord_fix_<name>``), test and README row.
-        defects: Ids of the defects that it mends, as the README's table lists them.
-        symptom: What a user sees without it, in one line.
+        defects: The ids of the defects that it mends, as the README's table lists them, each with
+            what a user sees of it, in one line.
         since: The first Celery version that has the defect; None: all have it.
         until: The first Celery version after it that does not; None: all have it.
         driver: The optional package without which the target cannot be imported.
@@ -114,8 +114,7 @@ class Patch:
     """
 
     name: str
-    defects: tuple[str, ...]
-    symptom: str
+    defects: Mapping[str, str]
     since: Version | None = None
     until: Version | None = None
     driver: str | None = None
@@ -280,7 +279,7 @@ def outcomes(app: Celery) -> list[Outcome]:
 
 def _outcome(patch: Patch, app: Celery) -> Outcome:
     def line(status: str, reason: str = "") -> Outcome:
-        return Outcome(patch.name, patch.defects, status, reason)
+        return Outcome(patch.name, tuple(patch.defects), status, reason)
 
     if not is_patched(app):
         return line("skipped", "the patches are not installed for this app")

@@ -130,7 +130,7 @@ def defects(app: Celery) -> list[str]:
         for defect in patch.defects_here():
             is_closed = outcome.status in ("applied", "waiting")
             by = f"closed by {patch.name}" if is_closed else f"open, {outcome}"
-            lines.append(f"{defect}: {by} - {patch.symptom}")
+            lines.append(f"{defect}: {by} - {patch.defects[defect]}")
     return sorted(lines, key=lambda line: (line[0], int(re.findall(r"\d+", line)[0]), line))
 
 

@@ -351,7 +351,7 @@ TOLERANT = (
         fails=False,
     ),
     Scenario(
-        "B2",
+        "B1",
         "generator header, in order",
         lambda t: chord((t.echo.s(i) for i in (5, 3, 9, 1, 10, 2)), t.collect.s()),
         [5, 3, 9, 1, 10, 2],

@@ -68,7 +68,7 @@ def declare():
     names = []
 
     def declare(name, **options):
-        patch = Patch(name, defects=("X1",), symptom="none", **options)
+        patch = Patch(name, defects={"X1": "none"}, **options)
         names.append(name)
         return patch
 
@@ -135,8 +135,8 @@ class TestNames:
         assert patch is sys.modules[f"chordguard.patches.{room}.{patch.name}"].patch
 
     def test_patch_says_what_it_is_for(self, patch):
-        assert patch.symptom
         assert patch.defects
+        assert all(patch.defects.values())
         assert patch.targets or patch.task_targets
 
     def test_readme_lists_it(self, patch):
@@ -157,7 +157,7 @@ class TestLife:
 
         assert ("applied" if patch.is_needed() else "skipped") == outcome.status
         assert patch.is_needed() or "not needed" in outcome.reason
-        assert patch.defects == outcome.defects
+        assert tuple(patch.defects) == outcome.defects
 
     def test_installed_twice_is_installed_once(self, make_app, patch):
         app = make_app()
@@ -381,7 +381,7 @@ class TestTargets:
 
     def test_two_patches_cannot_share_a_name(self):
         with pytest.raises(ValueError, match="two patches are called 'header_order'"):
-            Patch("header_order", defects=(), symptom="")
+            Patch("header_order", defects={})
 
 
 HIDE = """

@@ -16,8 +16,7 @@ from ..._patch import Patch, celery_5_6
 
 patch = Patch(
     name="body_group_ids",
-    defects=("B16",),
-    symptom="a member replaced by a chord whose body is a chain: the outer chord hangs",
+    defects={"B16": "a member replaced by a chord whose body is a chain: the outer chord hangs"},
     since=celery_5_6,
 )
 

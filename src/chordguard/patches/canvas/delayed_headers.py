@@ -14,8 +14,7 @@ from ..._patch import Patch, celery_5_7
 
 patch = Patch(
     name="delayed_headers",
-    defects=("D10",),
-    symptom="countdown or eta of a chord delays the body, not the header",
+    defects={"D10": "countdown or eta of a chord delays the body, not the header"},
     until=celery_5_7,
 )
 

@@ -23,8 +23,7 @@ from ...waiting import leaves_of
 
 patch = Patch(
     name="eager_chords",
-    defects=("A13",),
-    symptom="eager mode: a failed header task raises out of apply_async, no errback runs",
+    defects={"A13": "eager mode: a failed header task raises out of apply_async, no errback runs"},
 )
 
 

@@ -18,8 +18,7 @@ from ..._patch import Patch, celery_5_3
 
 patch = Patch(
     name="generator_headers",
-    defects=("B1", "B2"),
-    symptom="SQL: a generator header sends only two of its tasks, the chord never ends",
+    defects={"B1": "SQL: a generator header sends only two of its tasks, the chord never ends"},
     until=celery_5_3,
 )
 

@@ -16,8 +16,9 @@ from ..._patch import Patch
 
 patch = Patch(
     name="group_bodies",
-    defects=("B14",),
-    symptom="what follows a chord whose body is a group runs once for each task of the group",
+    defects={
+        "B14": "what follows a chord whose body is a group runs once for each task of the group"
+    },
 )
 
 

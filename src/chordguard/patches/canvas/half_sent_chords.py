@@ -20,8 +20,7 @@ logger = logging.getLogger("chordguard")
 
 patch = Patch(
     name="half_sent_chords",
-    defects=("C3",),
-    symptom="a chord that cannot be sent leaves a poller, keys and rows behind",
+    defects={"C3": "a chord that cannot be sent leaves a poller, keys and rows behind"},
 )
 
 

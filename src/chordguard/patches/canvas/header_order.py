@@ -14,8 +14,7 @@ from ..._patch import Patch
 
 patch = Patch(
     name="header_order",
-    defects=("B10",),
-    symptom="the results of a group inside the header come in the wrong order",
+    defects={"B10": "the results of a group inside the header come in the wrong order"},
 )
 
 

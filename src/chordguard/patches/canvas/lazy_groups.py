@@ -16,8 +16,7 @@ from ..._patch import Patch
 
 patch = Patch(
     name="lazy_groups",
-    defects=("B13",),
-    symptom="a group inside a generator header: results in the wrong order, or nested",
+    defects={"B13": "a group inside a generator header: results in the wrong order, or nested"},
 )
 
 

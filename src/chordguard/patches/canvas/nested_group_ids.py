@@ -18,8 +18,10 @@ from ..._patch import Patch, celery_5_7
 
 patch = Patch(
     name="nested_group_ids",
-    defects=("B3", "B15"),
-    symptom="Redis: a member that ends in a group, in the header: the body runs early or never",
+    defects={
+        "B3": "Redis: a chain that ends in a group, in the header: the body runs early or never",
+        "B15": "Redis: a chord in a group inside the header: the outer chord hangs",
+    },
     mended={"B3": celery_5_7},
     arisen={"B15": celery_5_7},
 )

@@ -13,8 +13,7 @@ from ...policy import HEADER, choice_in, choice_of
 
 patch = Patch(
     name="per_chord_choice",
-    defects=("A1",),
-    symptom="a choice made per chord is lost, or leaks into the chord that is its body",
+    defects={"A1": "a choice made per chord is lost, or leaks into the chord that is its body"},
 )
 
 

@@ -13,8 +13,7 @@ from ..._patch import Patch, celery_5_6
 
 patch = Patch(
     name="replaced_group_order",
-    defects=("B12",),
-    symptom="Redis: a member replaced by a group gives its results in the wrong order",
+    defects={"B12": "Redis: a member replaced by a group gives its results in the wrong order"},
     until=celery_5_6,
 )
 

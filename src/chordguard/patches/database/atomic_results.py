@@ -22,8 +22,7 @@ logger = logging.getLogger("chordguard")
 
 patch = Patch(
     name="atomic_results",
-    defects=("B5",),
-    symptom="SQL: a RETRY stored late overwrites SUCCESS, the chord waits for its timeout",
+    defects={"B5": "SQL: a RETRY stored late overwrites SUCCESS, the chord waits for its timeout"},
     driver="sqlalchemy",
 )
 

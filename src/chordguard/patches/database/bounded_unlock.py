@@ -17,8 +17,10 @@ from ...polling import Poll
 
 patch = Patch(
     name="bounded_unlock",
-    defects=("C1", "C2"),
-    symptom="SQL: a chord is polled for ever, or is lost when a bound is hit",
+    defects={
+        "C1": "SQL: chord_unlock polls for ever",
+        "C2": "SQL: a chord whose polls are bounded stays PENDING when the bound is hit",
+    },
     driver="sqlalchemy",
     mended={"C2": celery_5_7},
 )

@@ -25,8 +25,12 @@ logger = logging.getLogger("chordguard")
 
 patch = Patch(
     name="counted_chords",
-    defects=("A9", "C4", "B9"),
-    symptom="SQL: bodies start up to a second late, polling keeps workers and database busy",
+    defects={
+        "A9": "SQL: the error of a failed chord names no member",
+        "B7": "SQL: the worker of a member is killed: the chord hangs",
+        "B9": "SQL: a header task with ignore_result: the chord hangs",
+        "C4": "SQL: bodies start up to a second late, polling keeps workers and database busy",
+    },
     driver="sqlalchemy",
 )
 

@@ -18,8 +18,9 @@ from ...polling import EXCHANGE_TYPE
 
 patch = Patch(
     name="routed_unlock",
-    defects=("C5",),
-    symptom="SQL: chord_unlock misses the exchange that the body is sent to, the chord hangs",
+    defects={
+        "C5": "SQL: chord_unlock misses the exchange that the body is sent to, the chord hangs"
+    },
     until=celery_5_7,
 )
 

@@ -16,8 +16,11 @@ from ...polling import Poll
 
 patch = Patch(
     name="tolerant_unlock",
-    defects=("A1", "A9", "C7"),
-    symptom="SQL: one failing header task and the body never runs",
+    defects={
+        "A1": "SQL: one failing header task and the body never runs",
+        "A9": "SQL: the error of a failed chord that is polled names no member",
+        "C7": "SQL: a good chord fails because reading its results takes over 3 seconds",
+    },
     driver="sqlalchemy",
     mended={"C7": celery_5_7},
 )

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 patch = Patch(
     name="wide_results",
-    defects=("D2",),
-    symptom="MySQL, MariaDB: a result of more than 64 KiB is cut off or lost",
+    defects={"D2": "MySQL, MariaDB: a result of more than 64 KiB is cut off or lost"},
     driver="sqlalchemy",
 )
 

@@ -20,10 +20,17 @@ from ...ledger.model import header_of
 
 patch = Patch(
     name="counted_parts",
-    defects=("B4", "B6", "B8", "B11", "D1"),
-    symptom="Redis: parts that are lost, counted twice or too late, chords that hang for it",
+    defects={
+        "A8": "Redis: a member killed at its hard time limit: the errback is called twice",
+        "B4": "Redis: a member that runs twice is counted twice, the body runs early",
+        "B6": "Redis: an error of Redis while a part is returned: the chord fails or hangs",
+        "B7": "Redis: the worker of a member is killed: the chord hangs",
+        "B8": "Redis: a chord that outlives result_expires never ends",
+        "B11": "Redis: the worker that ends a chord is killed: the body never runs",
+        "D1": "Redis: keys of failed chords stay behind",
+    },
     driver="redis",
-    mended={"B4": celery_5_7},
+    mended={"A8": celery_5_7, "B4": celery_5_7},
     arisen={"B11": celery_5_7},
 )
 

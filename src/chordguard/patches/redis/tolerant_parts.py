@@ -18,8 +18,10 @@ from ...policy import Policy, tolerates
 
 patch = Patch(
     name="tolerant_parts",
-    defects=("A1", "A1b"),
-    symptom="Redis: one failing header task and the body never runs",
+    defects={
+        "A1": "Redis: one failing header task and the body never runs",
+        "A1b": "Redis: the same for nested groups, where _unpack_chord_result was replaced, too",
+    },
     driver="redis",
 )
 

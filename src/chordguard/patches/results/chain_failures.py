@@ -16,8 +16,10 @@ from ..._patch import Patch, celery_5_7, celery_version
 
 patch = Patch(
     name="chain_failures",
-    defects=("A6", "A14"),
-    symptom="a chain in the header fails before a step that is a group: the chord hangs",
+    defects={
+        "A6": "a chain in the header fails before a step that is a chord: the chord hangs",
+        "A14": "a chain in the header fails before a last step that is a group: the chord hangs",
+    },
     mended={"A6": celery_5_7},
 )
 

@@ -20,8 +20,14 @@ from ..._patch import Patch, celery_5_6, celery_5_7, celery_version
 
 patch = Patch(
     name="chord_failures",
-    defects=("A2", "A3", "A4", "A5", "A7", "A15"),
-    symptom="a chord inside a chord fails: the outer one, or its result, stays PENDING",
+    defects={
+        "A2": "Redis: a chord inside a header fails: the outer one stays PENDING",
+        "A3": "the body is a chord and the header fails: the result stays PENDING",
+        "A4": "the body is a chain and the header fails: the result stays PENDING",
+        "A5": "the body is a group and the header fails: its tasks stay PENDING",
+        "A7": "a chord in a chain of chords fails: the result stays PENDING",
+        "A15": "a member replaced by a chord whose body is a chord fails: the outer one hangs",
+    },
     mended={"A4": celery_5_6, "A5": celery_5_6, "A7": celery_5_7},
 )
 

@@ -15,8 +15,7 @@ from ..._patch import Patch, celery_5_3
 
 patch = Patch(
     name="header_errbacks",
-    defects=("A8",),
-    symptom="an errback is called for each failed header task, and once more for the chord",
+    defects={"A8": "an errback is called for each failed header task, and once more for the chord"},
     since=celery_5_3,
 )
 

@@ -16,8 +16,7 @@ from ...waiting import ParentsWatch
 
 patch = Patch(
     name="linear_waiting",
-    defects=("C8",),
-    symptom="waiting for a large chord makes it many times slower",
+    defects={"C8": "waiting for a large chord makes it many times slower"},
 )
 
 

@@ -15,8 +15,7 @@ from ...policy import tolerates
 
 patch = Patch(
     name="tolerated_parents",
-    defects=("A1c",),
-    symptom="result.get() raises the error of a header task that was tolerated",
+    defects={"A1c": "result.get() raises the error of a header task that was tolerated"},
 )
 
 #: Set on the result of a chord's header where the chord is made: whether it is tolerant.

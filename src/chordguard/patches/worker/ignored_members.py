@@ -23,8 +23,7 @@ logger = logging.getLogger("chordguard")
 
 patch = Patch(
     name="ignored_members",
-    defects=("A10",),
-    symptom="a header task raises Ignore: the chord hangs",
+    defects={"A10": "a header task raises Ignore: the chord hangs"},
 )
 
 #: Set on the request of a task that runs again under its id.

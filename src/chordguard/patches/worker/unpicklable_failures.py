@@ -15,8 +15,7 @@ from ..._patch import Patch, celery_5_3
 
 patch = Patch(
     name="unpicklable_failures",
-    defects=("A1",),
-    symptom="a header task with an unpicklable exception counts twice: the body runs early",
+    defects={"A1": "a header task with an unpicklable exception counts twice: the body runs early"},
     until=celery_5_3,
 )
 

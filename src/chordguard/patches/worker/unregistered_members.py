@@ -20,8 +20,7 @@ logger = logging.getLogger("chordguard")
 
 patch = Patch(
     name="unregistered_members",
-    defects=("A11",),
-    symptom="a header task is not registered on the worker: the chord hangs",
+    defects={"A11": "a header task is not registered on the worker: the chord hangs"},
 )
 
 
