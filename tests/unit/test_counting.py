@@ -21,7 +21,7 @@ from chordguard.ledger.model import pack_data
 from chordguard.ledger.redis import RedisLedger
 from tests import tasks
 from tests.harness import create_result_tables, delete_keys, wait_until
-from tests.unit.test_ledger import LATER, app_on, expire_claim
+from tests.unit.ledger.chords import LATER, app_on, expire_claim
 
 
 class Chord:

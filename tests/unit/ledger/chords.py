@@ -1,0 +1,129 @@
+"""Chords on a ledger of either kind: started, counted, and changed behind its back."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import celery
+import pytest
+import sqlalchemy as sa
+from celery import Celery
+from celery.app.task import Context
+from celery.utils import uuid
+
+from chordguard.backends import is_redis
+from chordguard.ledger.database import DatabaseLedger
+from chordguard.ledger.model import leaf_ids
+from tests import tasks
+
+THREADS = 8
+
+SQL = ("sqlite", "postgresql", "mysql")
+
+
+def on(*kinds):
+    """Return parameters for the fixture `kind`; each kind may have a process of its own."""
+    return [pytest.param(kind, marks=pytest.mark.xdist_group(f"ledger-{kind}")) for kind in kinds]
+
+
+in_sql = pytest.mark.parametrize("kind", on(*SQL))
+in_redis = pytest.mark.parametrize("kind", on("redis"))
+
+#: Seconds until the chords of these tests are due, unless it matters.
+LATER = 3600.0
+
+
+def ledger_on(url):
+    return DatabaseLedger(app_on(f"db+{url}").backend)
+
+
+def app_on(result_url, name="ledger", **settings):
+    """Return an app without a broker; on Redis all its keys begin with `name`."""
+    if result_url.startswith("redis"):
+        settings["result_backend_transport_options"] = {"global_keyprefix": f"{name}:"}
+        if celery.VERSION[:2] < (5, 3):
+            result_url = f"tests.old_redis:PrefixedRedisBackend+{result_url}"
+    names = dict.fromkeys(
+        ("task_default_queue", "task_default_exchange", "task_default_routing_key"), name
+    )
+    app = Celery(name, broker="memory://", set_as_current=False)
+    app.conf.update({"result_backend": result_url, **names, **settings})
+    tasks.register(app)
+    return app
+
+
+def start(ledger, header, *, due=None, timeout=None, body=None):
+    """Open a chord as its producer does; return its id."""
+    group_id = uuid()
+    due = time.time() + LATER if due is None else due
+    ledger.open(group_id, header, body, due, timeout)
+    if header is not None and is_redis(ledger.backend):
+        ledger.set_size(group_id, len(list(leaf_ids(header))))
+    return group_id
+
+
+def request_of(task_id, index=0, **options):
+    return Context(id=task_id, task=f"{tasks.PREFIX}echo", group_index=index, **options)
+
+
+def part_of(ledger, task_id, result=None, index=0):
+    """Return the part of a member that is done well."""
+    return ledger.part_of(request_of(task_id, index), "SUCCESS", result, is_ignored=False)
+
+
+def count(ledger, group_id, task_ids):
+    """Count the parts of several members; return the claims."""
+    return [ledger.count(group_id, part_of(ledger, task_id)) for task_id in task_ids]
+
+
+def counted(ledger, group_id):
+    """Return the ids of the members that were counted."""
+    if is_redis(ledger.backend):
+        return {part.task_id for part in ledger._parts(group_id)}
+    return ledger.counted(group_id)
+
+
+def keys_of(ledger):
+    """Return the keys of this test."""
+    name = ledger.backend.app.main
+    return set(ledger.backend.client.scan_iter(f"{name}:*", count=1000))
+
+
+def execute(ledger, statement, **values):
+    engine = sa.create_engine(ledger.backend.url)
+    with engine.begin() as connection:
+        connection.execute(sa.text(statement), values)
+    engine.dispose()
+
+
+def rewrite(ledger, group_id, name, value):
+    """Change what the ledger says of a chord."""
+    if is_redis(ledger.backend):
+        record = ledger.key(group_id, ".chordguard")
+        ledger.backend.client.hset(record, name, value)
+    else:
+        execute(
+            ledger,
+            f"UPDATE chordguard_chord SET {name} = :value WHERE id = :id",
+            id=group_id,
+            value=value,
+        )
+
+
+def expire_claim(ledger, group_id):
+    """Let the claim on a chord run out, long ago."""
+    if is_redis(ledger.backend):
+        ledger.backend.client.delete(ledger.key(group_id, ".c"))
+    rewrite(ledger, group_id, "claimed_until", 1.0)
+
+
+def is_due(ledger, group_id, when):
+    """Tell whether a chord is due, and make it due again right after `when`."""
+    return group_id in ledger.take_due(when, when + 0.001, 10_000)
+
+
+def at_once(calls):
+    """Return what the functions return that many threads call at once."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]

@@ -1,0 +1,83 @@
+"""A ledger of each kind; those on a server share a database, or have keys of their own."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from celery.utils import uuid
+
+from chordguard.ledger.redis import RedisLedger
+from tests.harness import create_result_tables, delete_keys
+from tests.unit.ledger.chords import SQL, app_on, ledger_on, on, start
+
+
+@pytest.fixture(scope="package")
+def new_database(servers, tmp_path_factory):
+    """Return a function that creates an empty database and returns its URL."""
+    with contextlib.ExitStack() as closing:
+
+        def create(kind):
+            if kind == "sqlite":
+                return f"sqlite:///{tmp_path_factory.mktemp('database') / 'results.sqlite'}"
+            server = servers.get(kind)
+            url = server.kind.create_database(server)
+            closing.callback(server.kind.drop_database, server, url)
+            # PyMySQL reads all certificates for each connection.
+            return f"{url}?ssl_disabled=true" if kind == "mysql" else url
+
+        yield create
+
+
+@pytest.fixture(scope="package")
+def shared(new_database):
+    """Return a function that returns the ledger that the tests on a database share."""
+    ledgers = {}
+
+    def get(kind):
+        if kind not in ledgers:
+            url = new_database(kind)
+            create_result_tables(url)
+            ledgers[kind] = ledger_on(url)
+        return ledgers[kind]
+
+    return get
+
+
+@pytest.fixture
+def redis_ledger(servers):
+    """Return a function that makes a ledger on the keys of this test, and of no other."""
+    url, name = servers.get("redis").url, f"cg-{uuid()}"
+    backends = []
+
+    def make(**settings):
+        backends.append(app_on(url, name, **settings).backend)
+        return RedisLedger(backends[-1])
+
+    yield make
+    delete_keys(url, f"{name}:*")
+    for backend in backends:
+        backend.client.connection_pool.disconnect()
+
+
+@pytest.fixture(params=on("redis", *SQL))
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def ledger(request, kind, require):
+    require(*({kind} - {"sqlite"}))
+    if kind == "redis":
+        return request.getfixturevalue("redis_ledger")()
+    ledger = request.getfixturevalue("shared")(kind)
+    assert ledger.is_usable()
+    return ledger
+
+
+@pytest.fixture
+def group_id(ledger):
+    """The id of a chord of three."""
+    group_id = start(ledger, ["a", ["b"], "c"])
+    yield group_id
+    ledger.close(group_id)
