@@ -14,7 +14,7 @@ from chordguard.ledger.model import CLAIM_SECONDS, pack_data
 from chordguard.ledger.redis import RedisLedger
 from tests import tasks
 from tests.unit.ledger.chords import expire_claim, is_due, rewrite
-from tests.unit.test_counting import Chord, broker_away, empty_ledger, published
+from tests.unit.started import Chord, broker_away, empty_ledger, published
 
 
 @pytest.fixture(params=["redis", "sqlite"])
