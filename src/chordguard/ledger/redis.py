@@ -79,7 +79,7 @@ class RedisLedger(Ledger):
         lifetime = int(timeout + SPARE_SECONDS) if timeout else LONGEST_SECONDS
         text = "" if header is None else pack(header)
         kept = (text, body or "", signatures or "")
-        self._run("open", group_id, group_id, time.time(), due, lifetime, *kept)
+        self._run("open", group_id, time.time(), due, lifetime, *kept)
 
     def set_size(self, group_id: str, size: int, header: Header | None = None) -> None:
         """Tell how many members a chord has, and which where it was opened without them."""
@@ -106,7 +106,6 @@ class RedisLedger(Ledger):
         token = new_token()
         answer = self._run(
             "count",
-            group_id,
             group_id,
             part.task_id,
             part.payload,
@@ -233,7 +232,7 @@ class RedisLedger(Ledger):
     def claim(self, group_id: str) -> Claim | None:
         token = new_token()
         now, seconds = time.time(), _whole(model.CLAIM_SECONDS)
-        answer = self._run("claim", group_id, group_id, token, now, seconds)
+        answer = self._run("claim", group_id, token, now, seconds)
         if answer is None:
             return None
         return Claim(group_id, token, unpack(answer[0]) if answer else None)
@@ -262,11 +261,11 @@ class RedisLedger(Ledger):
 
     def close(self, group_id: str) -> None:
         # From 5.7 on Celery asks for the mark itself.
-        self._run("close", group_id, group_id, DONE_SECONDS, int(self._is_celery_5_7), 0)
+        self._run("close", group_id, DONE_SECONDS, int(self._is_celery_5_7), 0)
 
     def abandon(self, group_id: str, *, is_known: bool) -> None:
         seconds = _expires(self.backend) if is_known else 0
-        values = (group_id, seconds, int(self._is_celery_5_7), 1)
+        values = (seconds, int(self._is_celery_5_7), 1)
         # Once: somebody waits for an error.
         self._run_once("close", group_id, values)
 
@@ -275,7 +274,7 @@ class RedisLedger(Ledger):
         return [bytes_to_str(group_id) for group_id in taken]  # type: ignore[no-untyped-call]
 
     def look_again(self, group_id: str, due: float) -> None:
-        self._run("look", group_id, group_id, due)
+        self._run("look", group_id, due)
 
     def _are_ready(self, header: Header | None) -> bool:
         ids = list(leaf_ids(header or ()))
@@ -286,8 +285,7 @@ class RedisLedger(Ledger):
         return hasattr(type(self.backend), "_chord_cleanup_script")
 
     def _renew(self, claim: Claim, seconds: int) -> bool:
-        group_id = claim.group_id
-        return bool(self._run("renew", group_id, group_id, claim.token, time.time(), seconds))
+        return bool(self._run("renew", claim.group_id, claim.token, time.time(), seconds))
 
     def _parts(self, group_id: str) -> list[StoredResult]:
         """Read the parts that were counted, in header order where Celery keeps it."""
@@ -313,17 +311,20 @@ class RedisLedger(Ledger):
         return self._run(name, "", int(self.backend._chord_zset), what, *group_ids)
 
     def _run(self, name: str, group_id: str, *values: Any) -> Any:
-        """Run a script on the keys of a chord, with the backend's policy of retries."""
+        """Run a script on a chord, with the backend's policy of retries.
+
+        One that is about many is given an empty id.
+        """
         return self.backend.ensure(self._run_once, (name, group_id, values))
 
     def _run_once(self, name: str, group_id: str, values: Sequence[Any]) -> Any:
         text, digest = _script(name)
         client = self.backend.client
-        keys = (self.key(group_id, ""), self._due)
+        arguments = (2, self._groups, self._due, group_id, *values)
         try:
-            return client.evalsha(digest, len(keys), *keys, *values)
+            return client.evalsha(digest, *arguments)
         except self.backend.redis.exceptions.NoScriptError:
-            return client.eval(text, len(keys), *keys, *values)
+            return client.eval(text, *arguments)
 
 
 @cache

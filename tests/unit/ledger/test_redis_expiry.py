@@ -128,7 +128,7 @@ def test_chord_that_is_closed_while_it_is_read_leaves_nothing(ledger, monkeypatc
 
     def close_first(name, *args):
         if name == "note":
-            run("close", group_id, group_id, 9, 1, 0)
+            run("close", group_id, 9, 1, 0)
         return run(name, *args)
 
     monkeypatch.setattr(ledger, "_run", close_first)

@@ -1,5 +1,5 @@
 -- Add members to a chord; its header is a JSON array, to which theirs is joined.
-local count, members, expires = ARGV[1], ARGV[2], ARGV[3]
+local count, members, expires = ARGV[2], ARGV[3], ARGV[4]
 
 local lifetime = redis.call('HGET', record, 'lifetime')
 if redis.call('GET', c) == 'done' or (lifetime and redis.call('EXISTS', c) == 1) then

@@ -1,5 +1,5 @@
 -- Claim a live chord; return its header.
-local group_id, token, now, claim_seconds = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local token, now, claim_seconds = ARGV[2], ARGV[3], tonumber(ARGV[4])
 
 local is_recorded = redis.call('EXISTS', record) == 1
 if not is_recorded and redis.call('EXISTS', j, s) == 0 then
@@ -13,5 +13,5 @@ if not is_recorded then
 end
 local claimed_until = string.format('%.3f', tonumber(now) + claim_seconds)
 redis.call('HSET', record, 'claimed_until', claimed_until)
-be_due(group_id, claimed_until)
+be_due(claimed_until)
 return {redis.call('HGET', record, 'header')}

@@ -1,7 +1,6 @@
 -- Forget a chord that has ended. Parts that come twice, and late, find that it is done, for
 -- `done_seconds`; for `is_forgotten` the structure of its results goes, too.
-local group_id, done_seconds = ARGV[1], tonumber(ARGV[2])
-local is_marked, is_forgotten = ARGV[3] == '1', ARGV[4] == '1'
+local done_seconds, is_marked, is_forgotten = tonumber(ARGV[2]), ARGV[3] == '1', ARGV[4] == '1'
 
 if done_seconds > 0 and (redis.call('EXISTS', record) == 1 or is_marked) then
     redis.call('SET', c, 'done', 'EX', done_seconds)

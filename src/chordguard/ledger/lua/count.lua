@@ -3,7 +3,7 @@
 -- version, count one chord together.
 local MANY = 1000
 
-local group_id, task_id, part, index, is_recounted = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local task_id, part, index, is_recounted = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local is_ordered, expires, group_expires = ARGV[6] == '1', ARGV[7], ARGV[8]
 local now, token, claim_seconds = tonumber(ARGV[9]), ARGV[10], tonumber(ARGV[11])
 -- From 5.7 on Celery looks into d, in which each part takes some 80 bytes.
@@ -80,7 +80,7 @@ local header = false
 if lifetime then
     local claimed_until = string.format('%.3f', now + claim_seconds)
     redis.call('HSET', record, 'claimed_until', claimed_until)
-    be_due(group_id, claimed_until)
+    be_due(claimed_until)
     header = redis.call('HGET', record, 'header')
 end
 if returned > MANY then

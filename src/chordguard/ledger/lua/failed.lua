@@ -1,5 +1,5 @@
--- Count the parts of chords that say of a state in ARGV[2] that their members ended in it.
-local is_ordered, states = ARGV[1] == '1', cjson.decode(ARGV[2])
+-- Count the parts of chords that say of a state in ARGV[3] that their members ended in it.
+local is_ordered, states = ARGV[2] == '1', cjson.decode(ARGV[3])
 
 local function has_failed(part)
     local beginning = string.sub(part, 1, BEGINNING)
@@ -15,11 +15,11 @@ local function has_failed(part)
 end
 
 local counts = {}
-for index = 3, #ARGV do
+for index = 4, #ARGV do
     local read = is_ordered and 'ZRANGE' or 'LRANGE'
-    counts[index - 2] = 0
+    counts[index - 3] = 0
     for _, part in ipairs(redis.call(read, group .. ARGV[index] .. '.j', 0, -1)) do
-        counts[index - 2] = counts[index - 2] + (has_failed(part) and 1 or 0)
+        counts[index - 3] = counts[index - 3] + (has_failed(part) and 1 or 0)
     end
 end
 return counts

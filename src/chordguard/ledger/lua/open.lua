@@ -1,5 +1,5 @@
 -- Start to count a chord. Applied again, a frozen one has the same id.
-local group_id, now, when, lifetime, header, body, signatures = unpack(ARGV)
+local now, when, lifetime, header, body, signatures = unpack(ARGV, 2)
 
 redis.call('DEL', c, record)
 redis.call('HSET', record, 'created', now, 'progressed', now, 'lifetime', lifetime)
@@ -9,5 +9,5 @@ for name, value in pairs({header = header, body = body, signatures = signatures}
     end
 end
 redis.call('EXPIRE', record, lifetime)
-be_due(group_id, when)
+be_due(when)
 return 1

@@ -1,7 +1,7 @@
 -- Look for members of chords that were not counted: the ids of those without a result as JSON,
 -- behind them, if there are any, the ids and results of the others. The keys of results begin with
--- ARGV[2]; a chord comes as its id, its number of members, and theirs in header order.
-local is_ordered, results = ARGV[1] == '1', ARGV[2]
+-- ARGV[3]; a chord comes as its id, its number of members, and theirs in header order.
+local is_ordered, results = ARGV[2] == '1', ARGV[3]
 
 local function outstanding_of(j, size, next_id)
     local is_counted, rest, in_place = {}, {}, 0
@@ -46,7 +46,7 @@ local function outstanding_of(j, size, next_id)
     return uncounted
 end
 
-local answers, at = {}, 3
+local answers, at = {}, 4
 local function take()
     at = at + 1
     return ARGV[at - 1]

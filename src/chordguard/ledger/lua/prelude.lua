@@ -1,16 +1,18 @@
--- What every script begins with. KEYS[1] is the key of a group, with which the keys of its chord
--- begin: j (parts), t (members added), s (size), d (parts seen) and c (claim, or "done") are
--- Celery's own, and keep the meaning that they have in Celery 5.7; the record is the ledger's.
--- Scripts that are about many chords are given what the keys of all groups begin with. KEYS[2] is
--- the index of what is due. Clients would take longer to send each key than for all the rest.
-local group, due = KEYS[1], KEYS[2]
+-- What every script begins with. KEYS[1] is what the keys of all groups begin with, KEYS[2] the
+-- index of what is due, and ARGV[1] the id of a chord, empty where a script is about many. With the
+-- key of its group the keys of a chord begin: j (parts), t (members added), s (size), d (parts
+-- seen) and c (claim, or "done") are Celery's own, and keep the meaning that they have in Celery
+-- 5.7; the record is the ledger's. Clients would take longer to send each key than for all the
+-- rest.
+local group_id, due = ARGV[1], KEYS[2]
+local group = KEYS[1] .. group_id
 local j, t, s, d, c = group .. '.j', group .. '.t', group .. '.s', group .. '.d', group .. '.c'
 local record = group .. '.chordguard'
 
 local INDEX_SECONDS = 60 * 86400
 
--- Have the watchdog look at a chord at `when`.
-local function be_due(group_id, when)
+-- Have the watchdog look at the chord at `when`.
+local function be_due(when)
     redis.call('ZADD', due, when, group_id)
     redis.call('EXPIRE', due, INDEX_SECONDS)
 end

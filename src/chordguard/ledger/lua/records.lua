@@ -1,13 +1,13 @@
 -- Read what is known of live chords; false for each that is not known. Little of it comes as values
 -- of their own: clients are slow to read them.
-local is_ordered, fields = ARGV[1] == '1', cjson.decode(ARGV[2])
+local is_ordered, fields = ARGV[2] == '1', cjson.decode(ARGV[3])
 
 local records = {}
-for index = 3, #ARGV do
+for index = 4, #ARGV do
     local chord = group .. ARGV[index]
     local known = redis.call('HMGET', chord .. '.chordguard', 'header', 'body', unpack(fields))
     local header, body = table.remove(known, 1), table.remove(known, 1)
-    records[index - 2] = known[#fields] and {
+    records[index - 3] = known[#fields] and {
         cjson.encode({
             known,
             redis.call(is_ordered and 'ZCARD' or 'LLEN', chord .. '.j'),

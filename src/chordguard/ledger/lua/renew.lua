@@ -1,5 +1,5 @@
 -- Keep a claim for so many seconds more; for none it is given back.
-local group_id, token, now, claim_seconds = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local token, now, claim_seconds = ARGV[2], ARGV[3], tonumber(ARGV[4])
 
 if redis.call('GET', c) ~= token then
     return 0
@@ -13,6 +13,6 @@ else
 end
 if redis.call('EXISTS', record) == 1 then
     redis.call('HSET', record, 'claimed_until', claimed_until)
-    be_due(group_id, tonumber(now) + claim_seconds)
+    be_due(tonumber(now) + claim_seconds)
 end
 return 1

@@ -1,5 +1,5 @@
 -- Tell the size of a chord, just before its last member is sent, and its members if need be.
-local size, expires, header = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local size, expires, header = ARGV[2], tonumber(ARGV[3]), ARGV[4]
 
 local lifetime = redis.call('HGET', record, 'lifetime')
 expires = lifetime or expires
