@@ -8,33 +8,16 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from celery import Celery
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import NullPool
 
 from chordguard.ledger import connections
 from chordguard.ledger.database import DatabaseLedger
-from tests.harness import create_result_tables, wait_until
+from tests.harness import wait_until
+from tests.unit.ledger.chords import app_on, on
 
 THREADS = 4
-
-
-@pytest.fixture(scope="module")
-def urls(servers):
-    """Return a function that creates a database for these tests, once of each kind."""
-    created: dict[str, str] = {}
-    with contextlib.ExitStack() as closing:
-
-        def url(kind):
-            if kind not in created:
-                server = servers.get(kind)
-                created[kind] = server.kind.create_database(server)
-                closing.callback(server.kind.drop_database, server, created[kind])
-                create_result_tables(created[kind])
-            return created[kind]
-
-        yield url
 
 
 @pytest.fixture
@@ -45,16 +28,15 @@ def kept(monkeypatch):
     return kept
 
 
-@pytest.fixture(params=["postgresql", "mysql"])
-def new_ledger(request, require, urls, kept):
-    """Return a function that makes a ledger."""
+@pytest.fixture(params=on("postgresql", "mysql"))
+def new_ledger(request, require, shared, kept):
+    """Return a function that makes a ledger on the database that tests share."""
     require(request.param)
+    url = shared(request.param).backend.url
 
     def make(**settings):
-        app = Celery("connections", broker="memory://", set_as_current=False)
-        app.conf.update(result_backend=f"db+{urls(request.param)}", **settings)
-        ledger = DatabaseLedger(app.backend)
-        assert ledger.is_usable()
+        ledger = DatabaseLedger(app_on(f"db+{url}", **settings).backend)
+        assert ledger.is_usable()  # it creates the tables
         return ledger
 
     return make
