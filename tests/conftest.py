@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +137,8 @@ def gate(tmp_path: Path) -> Gate:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A run that is terminated stops its workers, as one that is interrupted does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.addinivalue_line("markers", "xdist_group(name): tests that run in one process")
     config.addinivalue_line(
         "markers",
