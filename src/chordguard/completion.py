@@ -36,6 +36,7 @@ __all__ = (
     "finish",
     "header_of",
     "is_awaited",
+    "join",
     "leaf_ids",
     "left_to_chord",
     "left_to_outer",
@@ -95,6 +96,24 @@ def collect(header: Header, results: Mapping[str, StoredResult], policy: Policy)
     return gathered
 
 
+def join(
+    backend: Any,
+    header: Header,
+    results: Mapping[str, StoredResult],
+    policy: Policy,
+    *,
+    settled: str | None = None,
+) -> list[Any]:
+    """Return what the body gets, as `collect` does; the arguments are those of `finish`.
+
+    Raises:
+        ChordError: What the chord fails with. That of a strict chord begins as in Celery.
+    """
+    if not policy.tolerate:
+        _check_strictly(backend, header, results, settled)
+    return collect(header, results, policy)
+
+
 def finish(
     app: Celery,
     body: Any,
@@ -127,9 +146,7 @@ def finish(
     errors = sum(id_ not in results or results[id_].failed for id_ in set(leaf_ids(header)))
     outcome = signals.FAILED
     try:
-        if not policy.tolerate:
-            _check_strictly(app.backend, header, results, settled)
-        gathered = collect(header, results, policy)
+        gathered = join(app.backend, header, results, policy, settled=settled)
         body = with_errbacks_once(app, body)
         # From 5.7 on Celery publishes a body again after a broker error.
         publish = getattr(app.amqp, "_retry_publish", None)

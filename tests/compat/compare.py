@@ -13,7 +13,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 #: The patches that replace a function of Celery's rather than add to it.
-REPLACING = ("counted_parts", "chord_failures")
+REPLACING = ("counted_parts", "tolerant_parts", "chord_failures")
 
 #: How the names of tests begin that look inside of such a function.
 LOOK_INSIDE = (
