@@ -342,9 +342,8 @@ def retry_late(self, x):
 # The tasks of random canvases, see `tests.canvases`
 
 
-@task()
-def step(*given, name, does):
-    """Return the name and what was given, unless it `does` something else."""
+def do(given, name, does):
+    """Do what a step of that name does."""
     if does == "fails":
         raise ValueError(name)
     if does == "raises_ignore":
@@ -354,9 +353,15 @@ def step(*given, name, does):
     return [name, *given]
 
 
+@task()
+def step(*given, name, does):
+    """Return the name and what was given, unless it `does` something else."""
+    return do(given, name, does)
+
+
 @task(ignore_result=True)
 def forgotten_step(*given, name, does):
-    return [name, *given]
+    return do(given, name, does)
 
 
 @task(bind=True)

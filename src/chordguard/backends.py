@@ -30,6 +30,7 @@ __all__ = (
     "database_module",
     "disconnect",
     "errors",
+    "forget_results",
     "is_database",
     "is_redis",
     "is_supported",
@@ -215,6 +216,12 @@ def read_results(backend: Any, task_ids: Sequence[str]) -> dict[str, StoredResul
     return found
 
 
+def forget_results(backend: Any, task_ids: Sequence[str]) -> None:
+    """Delete stored results of a database `backend`, one DELETE for each :data:`CHUNK` ids."""
+    for chunk in chunks(task_ids):
+        _delete(backend, backend.task_cls.task_id.in_(chunk))
+
+
 def ready_states(backend: Any, task_ids: Sequence[str]) -> dict[str, str]:
     """Return the states of those of `task_ids` that are ready, by id."""
     if is_redis(backend):
@@ -356,6 +363,18 @@ def select(backend: Any, columns: Iterable[Any], condition: Any) -> list[Any]:
             return list(map(tuple, session.query(*columns).filter(condition)))
 
     return with_retries(backend, read_rows)
+
+
+def _delete(backend: Any, condition: Any) -> None:
+    """Delete the results of a database backend that meet a condition, retried by its own policy."""
+
+    def delete_rows() -> None:
+        session = backend.ResultSession()
+        with database_module().session_cleanup(session):
+            session.query(backend.task_cls).filter(condition).delete(synchronize_session=False)
+            session.commit()
+
+    with_retries(backend, delete_rows)
 
 
 def with_retries(backend: Any, operation: Callable[[], T]) -> T:

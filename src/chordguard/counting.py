@@ -34,9 +34,11 @@ __all__ = (
     "StoredPart",
     "being_stored",
     "count",
+    "counted",
     "end",
     "end_from_part",
     "first_delay",
+    "is_ignored",
     "ledger_of",
     "ledger_on",
     "next_delay",
@@ -116,6 +118,9 @@ class StoredPart:
 #: The part that the store under way is about.
 being_stored: ContextVar[StoredPart | None] = ContextVar("chordguard_being_stored", default=None)
 
+#: Chord and member of the last part that was counted as its result was stored.
+counted: ContextVar[tuple[str, str] | None] = ContextVar("chordguard_counted", default=None)
+
 
 def unlock_id(group_id: str) -> str:
     """Return the id of the `celery.chord_unlock` of a counted chord.
@@ -161,9 +166,15 @@ def next_delay(app: Celery, retries: int, body: Any = None) -> float:
 
 def part_of(ledger: Ledger, request: Any, state: str, result: Any) -> Part:
     """Return the part that a done task returns."""
-    task = ledger.backend.app.tasks.get(request.task)
+    is_result_ignored = is_ignored(ledger.backend.app, request)
+    return ledger.part_of(request, state, result, is_ignored=is_result_ignored)
+
+
+def is_ignored(app: Celery, request: Any) -> bool:
+    """Tell whether Celery stores no result of the task that `request` is for."""
+    task = app.tasks.get(request.task)
     ignored = getattr(request, "ignore_result", None) or getattr(task, "ignore_result", False)
-    return ledger.part_of(request, state, result, is_ignored=bool(ignored))
+    return bool(ignored)
 
 
 def count(

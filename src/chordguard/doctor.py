@@ -325,14 +325,15 @@ def _chord_keys_expire(app: Celery, expires: float) -> float:
 
 
 def _ignored_results(app: Celery) -> Iterator[Finding]:
-    if not backends.is_database(_backend(app)) or _is_counted(app):
+    is_kept = _is_counted(app) or _patch.registry["ignored_results"].is_active(app)
+    if not backends.is_database(_backend(app)) or is_kept:
         return
     danger = "as a member of a header it stores nothing, and the chord is polled " + (
         "until chord_timeout" if _polls_are_ours(app) else "for ever"
     )
     remedy = "set ignore_result=False on each task that is a member of a chord's header"
-    if _patch.is_patched(app) and not settings.get(app, "chord_ledger"):
-        remedy += ", or have chords counted (chord_ledger = True)"
+    if _patch.is_patched(app):
+        remedy += ", or have it kept for its chord (chord_fix_ignored_results = True)"
     if app.conf.task_ignore_result:
         yield Finding("task_ignore_result", f"True on a SQL backend: {danger}", remedy)
         return

@@ -187,6 +187,9 @@ class Poll:
         `settled` says why that is so before all members are ready: those that are missing
         count as lost.
         """
+        if settled is not None and self._is_over():
+            logger.warning("Chord %s has ended: somebody polled it once more", self.group_id)
+            return
         results = {
             task_id: result
             for task_id, result in backends.read_results(self.app.backend, self.header.ids).items()
@@ -209,12 +212,16 @@ class Poll:
     def give_up(self, exc: BaseException) -> None:
         """Fail a chord that nobody will poll again because of `exc`, unless that was done."""
         body = maybe_signature(self.body, app=self.app)
-        ids = completion.task_ids(completion.waiting_for(body))
-        if not backends.ready_states(self.app.backend, ids):
+        if not self._is_over():
             error = ChordError(f"chord_unlock failed and is not retried: {line_of(exc)}")
             error.__cause__ = exc
             completion.fail(self.app.backend, body, error)
             completion.tell_end(self.app, self.group_id, signals.FAILED)
+
+    def _is_over(self) -> bool:
+        """Tell whether the body has a result."""
+        ids = completion.task_ids(completion.waiting_for(self.body))
+        return bool(backends.ready_states(self.app.backend, ids))
 
     def _last_progress(self, now: float) -> tuple[int, float]:
         try:

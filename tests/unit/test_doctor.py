@@ -17,6 +17,9 @@ REDIS = f"redis://:{SECRET}@localhost:1/0"
 #: Chords on a SQL backend are polled.
 POLLED = {"chord_ledger": False}
 
+#: Besides, nothing keeps the results that are ignored.
+NOT_KEPT = {**POLLED, "chord_fix_ignored_results": False}
+
 
 def make_app(backend: str = REDIS, patched: bool = True, **settings: object) -> Celery:
     app = Celery("examined", broker="memory://", backend=backend, set_as_current=False)
@@ -314,7 +317,8 @@ def test_chord_keys_may_live_longer_than_results():
 
 
 def test_no_results_at_all(sqlite):
-    assert ["task_ignore_result"] == subjects(make_app(sqlite, task_ignore_result=True, **POLLED))
+    assert ["task_ignore_result"] == subjects(make_app(sqlite, task_ignore_result=True, **NOT_KEPT))
+    assert [] == doctor.examine(make_app(sqlite, task_ignore_result=True, **POLLED))
     assert [] == doctor.examine(make_app(sqlite, task_ignore_result=True))
     assert [] == doctor.examine(make_app(task_ignore_result=True))
 
@@ -330,17 +334,17 @@ def add_tasks_that_keep_no_result(app: Celery) -> Celery:
 
 
 def test_tasks_that_keep_no_result_in_a_chord_that_is_polled(sqlite):
-    finding = only_finding(add_tasks_that_keep_no_result(make_app(sqlite, **POLLED)))
+    finding = only_finding(add_tasks_that_keep_no_result(make_app(sqlite, **NOT_KEPT)))
 
     assert "ignore_result" == finding.subject
     assert "quiet.0, quiet.1, quiet.2, quiet.3, quiet.4 and 2 more" in finding.danger
     assert finding.danger.endswith("until chord_timeout")
-    assert "chord_ledger = True" in finding.remedy
+    assert "chord_fix_ignored_results = True" in finding.remedy
 
 
 @pytest.mark.parametrize(
     ("patched", "settings"),
-    [(False, {}), (True, {**POLLED, "chord_fix_bounded_unlock": False})],
+    [(False, {}), (True, {**NOT_KEPT, "chord_fix_bounded_unlock": False})],
 )
 def test_tasks_that_keep_no_result_where_nothing_bounds_the_polls(sqlite, patched, settings):
     app = add_tasks_that_keep_no_result(make_app(sqlite, patched, **settings))

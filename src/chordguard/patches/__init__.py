@@ -5,9 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 
 #: In the order in which they are put on: a later one lies around an earlier one that wraps
-#: the same function. `counted_chords` answers before `bounded_unlock` decides,
-#: and that before `tolerant_unlock` joins; `half_sent_chords` sees what they leave when it fails;
-#: `linear_waiting` watches the parents that `tolerated_parents` leaves.
+#: the same function. `counted_chords` answers before `bounded_unlock` decides, and that before
+#: `tolerant_unlock` joins; `ignored_results` forgets what these two have read; `half_sent_chords`
+#: sees what they leave when it fails; `linear_waiting` watches the parents that
+#: `tolerated_parents` leaves.
 ORDER = (
     "canvas.generator_headers",
     "canvas.lazy_groups",
@@ -34,6 +35,7 @@ ORDER = (
     "database.routed_unlock",
     "database.wide_results",
     "database.atomic_results",
+    "database.ignored_results",
     "database.counted_chords",
     "canvas.half_sent_chords",
 )

@@ -124,6 +124,7 @@ class TestBody:
         assert NESTED == with_fix.run(chord(nested(t), t.collect.s()))
 
     @on_sqlite
+    @pytest.mark.cluster(settings={"chord_fix_ignored_results": False})
     def test_waits_for_ever_for_results_that_are_ignored(self, without_fix):
         t = without_fix.tasks
         canvas = chord([t.ignored_result.s(1), t.echo.s(2)], t.collect.s())

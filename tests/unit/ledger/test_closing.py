@@ -7,10 +7,12 @@ from tests.unit.ledger.chords import count, counted, in_redis, in_sql, keys_of
 @in_sql
 def test_nothing_is_left(ledger, group_id):
     ledger.count(group_id, Part("a", b"payload"))
+    assert ledger.has(group_id)
 
     for _ in range(2):
         ledger.close(group_id)
 
+    assert not ledger.has(group_id)
     assert ledger.read(group_id) is None
     assert set() == ledger.counted(group_id)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import time
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,10 +88,6 @@ def set_chord_size(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
     return None
 
 
-#: Chord and member of the last part that was counted as its result was stored.
-_counted: ContextVar[tuple[str, str] | None] = ContextVar("chordguard_counted", default=None)
-
-
 @patch.wraps("celery.backends.database", "DatabaseBackend.store_result")
 def store_result(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
     task_id, state, request = _arguments_of_store(*args, **kwargs)
@@ -114,7 +109,7 @@ def store_result(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
     finally:
         counting.being_stored.reset(token)
     if part.is_counted:
-        _counted.set(part.key)
+        counting.counted.set(part.key)
     if part.claim is not None:
         counting.end_from_part(ledger, part.claim, request.chord)
     return stored
@@ -124,7 +119,7 @@ def store_result(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
 def on_chord_part_return(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
     wrapped(*args, **kwargs)
     request, state, result = _arguments_of_part(*args, **kwargs)
-    if not _is_member(request) or _counted.get() == (request.group, request.id):
+    if not _is_member(request) or counting.counted.get() == (request.group, request.id):
         return
     ledger = counting.ledger_of(backend)
     if ledger is not None:

@@ -16,7 +16,7 @@ from celery import states
 from celery._state import get_current_task
 from celery.exceptions import Ignore
 
-from ... import backends, completion
+from ... import backends, completion, counting
 from ..._patch import Patch, celery_5_7
 
 logger = logging.getLogger("chordguard")
@@ -100,8 +100,7 @@ def _is_redelivered(request: Any) -> bool:
 
 def _is_forgotten(task: Any, request: Any) -> bool:
     """Tell whether Celery would not store a failure of the task."""
-    ignored = getattr(request, "ignore_result", None) or task.ignore_result
-    return bool(ignored) and not task.store_errors_even_if_ignored
+    return counting.is_ignored(task.app, request) and not task.store_errors_even_if_ignored
 
 
 def _arguments_of_handler(task: Any, req: Any, **_: Any) -> tuple[Any, Any]:
