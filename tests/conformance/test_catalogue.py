@@ -11,7 +11,7 @@ from celery.exceptions import ChordError
 from chordguard import install_patches
 from tests import tasks as declared_tasks
 from tests.conformance import catalogue
-from tests.conformance.catalogue import ALL, RAISES, REDIS, RIGHT, SQL, WRONG
+from tests.conformance.catalogue import ALL, RAISES, REDIS, RIGHT, SQL, SQLITE, WRONG
 from tests.conformance.cells import once, run_all, run_strict
 from tests.harness import wait_until
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Each chord has to end by its last part: the safety net on SQL comes too late to help.
 TOLERANT = {"chord_propagate_errors": False, "chord_unlock_first_delay": 300}
+#: Chords are counted on Redis and polled on SQL as by Celery alone.
+UNCOUNTED = {"chord_ledger": False}
 LOST_AFTER = 4
 #: Seconds without anything but polling after which a canvas on stock is said to hang.
 QUIET = 1.5
@@ -146,6 +148,36 @@ def test_strict_chord(clusters, note, backend_kind, patched, scenario, tmp_path_
     judged, outcome = ended[str(scenario)]
     note(f"{scenario}, strict", backend_kind, patched, judged)
     assert judged == RIGHT, outcome
+
+
+@pytest.mark.parametrize(
+    "backend_kind",
+    [
+        pytest.param(backend, marks=pytest.mark.xdist_group(f"conformance-uncounted-{backend}"))
+        for backend in (REDIS, SQLITE)
+    ],
+)
+class TestWithoutLedger:
+    """The rows that a ledger alone closes stand in `test_faults`."""
+
+    def test_tolerant_chords(self, clusters, backend_kind):
+        cluster = clusters(backend_kind, settings={**TOLERANT, **UNCOUNTED})
+
+        judged = run_all(cluster, catalogue.TOLERANT, backend_kind, quiet=None)
+
+        assert {} == not_right(judged)
+
+    @pytest.mark.filterwarnings("ignore:task_allow_error_cb_on_chord_header")
+    def test_failing_chords(self, clusters, backend_kind, tmp_path):
+        cluster = clusters(backend_kind, settings=UNCOUNTED)
+
+        judged = run_strict(cluster, catalogue.STRICT, backend_kind, None, tmp_path)
+
+        assert {} == not_right(judged)
+
+
+def not_right(judged: dict[str, Any]) -> dict[str, Any]:
+    return {row: outcome for row, (cell, outcome) in judged.items() if cell != RIGHT}
 
 
 @cases(catalogue.ASKED)
