@@ -13,6 +13,8 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any
 
+from celery.canvas import maybe_signature
+
 from ... import backends, completion
 from ..._patch import Patch, celery_5_7, celery_version
 from ...policy import Policy
@@ -89,9 +91,11 @@ def on_chord_part_return(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> 
     header = JoinedHeader(backend, request)
     # A failing chord may return a part of the chord around it: that one asks for itself.
     token = _returning.set(header)
+    request.chord = _with_errbacks_once(backend.app, header.body)
     try:
         return wrapped(*args, **kwargs)
     finally:
+        request.chord = header.body
         _returning.reset(token)
         if header.has_failed and celery_version() < celery_5_7:
             header.forget_size()
@@ -106,3 +110,10 @@ def restore_group(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
         return saved
     header.saved = saved
     return header
+
+
+def _with_errbacks_once(app: Any, body: Any) -> Any:
+    """Return the `body` that Celery publishes or fails."""
+    if not body or not (body.get("options") or {}).get("link_error"):
+        return body
+    return completion.with_errbacks_once(app, maybe_signature(body, app=app))
