@@ -29,6 +29,12 @@ BOOM = "ValueError: boom"
 #: The name of a task that no worker has.
 NOT_REGISTERED = "tests.not_registered"
 
+#: What a worker says that accepts JSON alone.
+REFUSED = (
+    "ContentDisallowed: Refusing to deserialize untrusted content of type pickle "
+    "(application/x-python-serialize)"
+)
+
 
 @dataclass(frozen=True)
 class Scenario:
@@ -487,6 +493,32 @@ TOLERANT = (
         "step of a chain is not registered",
         lambda t: chord([chain(signature(NOT_REGISTERED), t.echo.s()), t.echo.s(2)], t.collect.s()),
         [f"NotRegistered: {NOT_REGISTERED}", 2],
+        always(HANGS),
+    ),
+    Scenario(
+        "A16",
+        "member in a serializer that is refused",
+        lambda t: chord([t.echo.s(1).set(serializer="pickle"), t.echo.s(2)], t.collect.s()),
+        [REFUSED, 2],
+        always(HANGS),
+    ),
+    Scenario(
+        "A16",
+        "last step of a chain in a serializer that is refused",
+        lambda t: chord(
+            [chain(t.echo.s(1), t.echo.s().set(serializer="pickle")), t.echo.s(2)], t.collect.s()
+        ),
+        [REFUSED, 2],
+        always(HANGS),
+    ),
+    Scenario(
+        "A16",
+        "step of a chain whose eta makes no sense",
+        lambda t: chord(
+            [chain(t.echo.s(1).set(headers={"eta": "soon"}), t.echo.s()), t.echo.s(2)],
+            t.collect_types.s(),
+        ),
+        ["InvalidTaskError", "int"],
         always(HANGS),
     ),
 )

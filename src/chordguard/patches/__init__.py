@@ -23,6 +23,7 @@ ORDER = (
     "worker.unpicklable_failures",
     "worker.ignored_members",
     "worker.unregistered_members",
+    "worker.unreadable_members",
     "results.chain_failures",
     "results.chord_failures",
     "results.header_errbacks",

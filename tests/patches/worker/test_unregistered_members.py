@@ -25,6 +25,10 @@ def unregistered_in_a_group(t):
     return group(t.echo.s(1), group(signature(NAME)))
 
 
+def unregistered_and_unreadable(t):
+    return signature(NAME).set(serializer="pickle")
+
+
 def unregistered_body(t):
     return chord([t.echo.s(1)], signature(NAME))
 
@@ -56,6 +60,11 @@ def test_unregistered_member_counts_as_failed(with_fix):
 
     assert [[FAILED, 2], [FAILED, 2], [1, FAILED, 2], [FAILED, 2]] == values
     assert "FAILURE" == outcome.state, outcome
+
+
+@pytest.mark.parametrize("backend_kind", ["redis", "sqlite"])
+def test_unregistered_member_whose_message_cannot_be_read_counts_as_failed(with_fix):
+    assert [FAILED, 2] == with_fix.run(canvas(with_fix.tasks, unregistered_and_unreadable))
 
 
 @pytest.mark.cluster(settings={"task_protocol": 1})

@@ -2,7 +2,8 @@
 
 `Consumer.on_unknown_task` stores the failure, but with a request that it makes up, without the
 chord and without the rest of the chain: no part is returned (Redis), what is chained after the
-task stays PENDING. Here both are read from the message. Unreported upstream.
+task stays PENDING. Here both are read from the message; where its body cannot be read, the ledger
+tells the chord. Unreported upstream.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from celery import states
 from celery.exceptions import NotRegistered
 
-from ... import backends, completion
+from ... import backends, completion, messages
 from ..._patch import Patch
 
 logger = logging.getLogger("chordguard")
@@ -31,7 +32,9 @@ def on_unknown_task(wrapped: Any, consumer: Any, args: Any, kwargs: Any) -> Any:
     if not backends.is_supported(backend):
         return handled
     try:
-        request = _request_of(message)
+        request = messages.request_of(message) or messages.member_of(backend, message)
+        if request is None:
+            return handled
         exc = NotRegistered(request.task)
         if request.chord:
             backend.on_chord_part_return(request, states.FAILURE, exc)
@@ -40,17 +43,6 @@ def on_unknown_task(wrapped: Any, consumer: Any, args: Any, kwargs: Any) -> Any:
         # The consumer lives on; the watchdog finds the stored failure.
         logger.exception("A chord may end late: an unknown task could not be counted")
     return handled
-
-
-def _request_of(message: Any) -> Any:
-    """Return the request that the task would have had; its message may be of either protocol."""
-    from celery.app.task import Context
-
-    payload = message.payload
-    if isinstance(payload, dict):  # protocol 1
-        return Context(payload, group=payload.get("taskset"))
-    args, kwargs, embed = payload
-    return Context({**message.headers, **(embed or {})}, args=args, kwargs=kwargs)
 
 
 def _message(body: Any, message: Any, *_: Any, **__: Any) -> Any:
