@@ -15,7 +15,7 @@ from .policy import Policy
 if TYPE_CHECKING:
     from .ledger.model import Ledger
 
-__all__ = ("Run", "each_frozen", "is_lazy", "open_chord", "run_now", "run_of", "running")
+__all__ = ("LazyTasks", "Run", "is_lazy", "open_chord", "run_now", "run_of", "running")
 
 
 class Run:
@@ -107,17 +107,35 @@ def is_lazy(results: Any) -> bool:
     return isinstance(results, _regen)
 
 
-def each_frozen(tasks: Any, results: Any) -> Any:
-    """Return the tasks of a lazy header, each frozen before it is taken to be sent.
+class LazyTasks:
+    """The tasks of a header that is a generator, each frozen when it is taken to be sent.
 
-    The results are lazy, too: taking one freezes its task.
+    Celery freezes copies as it sends them, and the tasks themselves for those results that
+    `Backend.apply_chord` is given: their ids agree where the tasks have some before. No task is
+    taken earlier than Celery takes it.
+
+    Arguments:
+        header: The group, which has been frozen, and so knows what its tasks are frozen with.
     """
-    from celery.utils.functional import regen
 
-    def pull() -> Iterator[Any]:
-        freezing = iter(results)
-        for task in tasks:
-            next(freezing, None)
+    def __init__(self, header: Any) -> None:
+        self._tasks = header.tasks
+        shared = ("group_id", "chord", "root_id", "parent_id")
+        self._options = {key: header.options.get(key) for key in shared}
+        #: The results of the tasks that were taken.
+        self.results: list[Any] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._tasks)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.results = []
+        for index, task in enumerate(self._tasks):
+            if not _is_empty_chain(task):
+                self.results.append(task.freeze(group_index=index, **self._options))
             yield task
 
-    return regen(pull())
+
+def _is_empty_chain(task: Any) -> bool:
+    """Tell whether `task` gives no result; Celery passes it over (from 5.7 on)."""
+    return task.get("subtask_type") == "chain" and not task.tasks

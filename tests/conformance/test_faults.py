@@ -13,6 +13,7 @@ from chordguard._patch import celery_5_7, celery_version, registry
 from tests.conformance.catalogue import ALL, HANGS, MARIADB, REDIS, RIGHT, SQL, SQLITE, WRONG
 from tests.harness import Stack, wait_until
 from tests.patches.canvas import test_delayed_headers as delayed_headers
+from tests.patches.canvas import test_generator_errors as generator_errors
 from tests.patches.canvas import test_half_sent_chords as half_sent_chords
 from tests.patches.database import test_atomic_results as atomic_results
 from tests.patches.database import test_routed_unlock as routed_unlock
@@ -147,6 +148,18 @@ def test_chord_that_cannot_be_sent(cluster, note, backend_kind, patched):
     note("C3 chord half sent", backend_kind, patched, cell)
     assert cell == (RIGHT if patched else WRONG)
     cluster._has_hung = not patched
+
+
+@cells(*ALL)
+def test_generator_that_raises(cluster, note, backend_kind, patched):
+    """B17: the error of a generator that raises after its first task reaches the caller."""
+    canvas = generator_errors.canvas(cluster, 1)
+    try:
+        cell = WRONG if cluster.run(canvas) == [0] else RIGHT
+    except LookupError:
+        cell = RIGHT
+    note("B17 generator header that raises", backend_kind, patched, cell)
+    assert cell == (RIGHT if patched else WRONG)
 
 
 @cells(SQLITE)

@@ -11,6 +11,7 @@ from importlib import import_module
 #: `tolerated_parents` leaves.
 ORDER = (
     "canvas.generator_headers",
+    "canvas.generator_errors",
     "canvas.lazy_groups",
     "canvas.header_order",
     "canvas.nested_group_ids",

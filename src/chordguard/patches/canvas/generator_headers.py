@@ -41,7 +41,7 @@ def _freeze_lazily(
     parent_id: Any = None,
     group_index: Any = None,
 ) -> tuple[Any, Any]:
-    from celery.utils.functional import regen
+    from celery.canvas import regen
 
     options = group.options
     gid = options.setdefault("task_id", group_id or uuid())

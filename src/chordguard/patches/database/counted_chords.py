@@ -39,7 +39,7 @@ class _Start:
     """A chord whose header is a generator: its members are known when the last is sent."""
 
     ledger: Any
-    results: Any
+    tasks: starting.LazyTasks
     body: Any
     options: dict[str, Any]
 
@@ -62,12 +62,11 @@ def apply_chord(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
     except Exception:  # noqa: BLE001 - it is logged
         counting.warn_once("Chord %s is polled: it cannot be counted", group_id)
         return wrapped(*args, **kwargs)
-    start = _Start(ledger, results, body, options)
     if run is None:
         counting.send_unlock(backend, group_id, results, body, options)
     else:
-        run.start = start
-        run.header.tasks = starting.each_frozen(run.header.tasks, results)
+        run.header.tasks = starting.LazyTasks(run.header)
+        run.start = _Start(ledger, run.header.tasks, body, options)
     return None
 
 
@@ -78,13 +77,13 @@ def set_chord_size(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
     if run is None or run.start is None:
         return wrapped(*args, **kwargs)
     start, run.start = run.start, None
-    # The last member is about to be sent: reading all of them holds nothing up any more.
-    header = completion.header_of(start.results)
+    # The last member is about to be sent, and all have been taken.
+    results = start.tasks.results
     try:
-        start.ledger.set_header(group_id, header)
+        start.ledger.set_header(group_id, completion.header_of(results))
     except Exception:  # noqa: BLE001 - it is logged
         counting.warn_once("Chord %s may end late: its members are not in the ledger", group_id)
-    counting.send_unlock(backend, group_id, start.results, start.body, start.options)
+    counting.send_unlock(backend, group_id, results, start.body, start.options)
     return None
 
 

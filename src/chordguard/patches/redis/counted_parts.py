@@ -57,8 +57,7 @@ def apply_chord(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
         return
     run = starting.run_of(group_id)
     if run is not None and starting.is_lazy(results):
-        run.start = results
-        run.header.tasks = starting.each_frozen(run.header.tasks, results)
+        run.start = run.header.tasks = starting.LazyTasks(run.header)
 
 
 #: A group whose members are counted by the chord around it, not under its own id.
@@ -91,8 +90,8 @@ def set_chord_size(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
         return
     header = None
     if run is not None and run.start is not None:
-        # The last member is about to be sent: reading all of them holds nothing up any more.
-        header, run.start = header_of(run.start), None
+        # The last member is about to be sent, and all have been taken.
+        header, run.start = header_of(run.start.results), None
     try:
         ledger.set_size(group_id, size, header)
     except backend.redis.exceptions.ResponseError:
