@@ -240,7 +240,8 @@ def fail(backend: Any, body: Any, exc: BaseException) -> None:
 
     Each result that the body would have given is stored as failed, and each one that is
     itself a member of a chord returns its part there: the innermost body of a body that is
-    a chord, every member of a group, every step of a chain.
+    a chord, every member of a group, every step of a chain. The tasks of a body that is a group
+    fail with the cause of `exc`, if it has one.
 
     Arguments:
         backend: The result backend.
@@ -249,6 +250,9 @@ def fail(backend: Any, body: Any, exc: BaseException) -> None:
     """
     leaves = list(waiting_for(body))
     signals.chord_failed.send(sender=backend.app, body=body, exception=exc)
+    if body.get("subtask_type") == "group" and exc.__cause__ is not None:
+        # As from Celery 5.6 on: the tasks of a group fail with the error of the header task.
+        exc = exc.__cause__
     call_errbacks(backend, body, next(reversed(task_ids(leaves)), None), exc)
     settle(backend, leaves, exc)
 

@@ -19,7 +19,7 @@ A task returns its name and what it was given, so that a value tells the whole s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
 from typing import Any
@@ -43,9 +43,10 @@ CHORD_ERROR = "ChordError"
 
 @dataclass(frozen=True)
 class Failed:
-    """The outcome of a task that failed."""
+    """The outcome of a task that failed; of a chord, the one that made it fail is its `cause`."""
 
     error: str
+    cause: Failed | None = field(default=None, compare=False)
 
 
 class NeverRan(list):
@@ -135,7 +136,7 @@ def evaluate(node: Node, tolerate: bool, given: tuple[Any, ...] = ()) -> Any:
         )
         body = node["body"]
         if isinstance(ended, Failed):
-            return all_failed(body, ended)
+            return _body_failed(body, ended)
         return evaluate(body, tolerate, (ended,))
     if "replaced_by" in node:
         outcome = evaluate(node["replaced_by"], tolerate)
@@ -158,6 +159,8 @@ def _chained(steps: list[Node], tolerate: bool, given: tuple[Any, ...]) -> Any:
         if isinstance(outcome, list):
             # What follows a group is the body of a chord.
             outcome = _gathered(outcome, {"tolerate": tolerate})
+            if isinstance(outcome, Failed) and step is steps[-1]:
+                return _body_failed(step, outcome)
         if isinstance(outcome, Failed):
             return all_failed(steps[-1], outcome)
         outcome = evaluate(step, tolerate, (outcome,))
@@ -176,9 +179,9 @@ def _members(members: list[Node], tolerate: bool, given: tuple[Any, ...]) -> lis
 def _gathered(outcomes: list[Any], choice: dict[str, Any]) -> Any:
     """Return what the body of a chord gets, or that the chord failed."""
     leaves = list(_leaves(outcomes))
-    failed = sum(isinstance(leaf, Failed) for leaf in leaves)
-    if failed > _allowed(choice, len(leaves)):
-        return Failed(CHORD_ERROR)
+    failed = [leaf for leaf in leaves if isinstance(leaf, Failed)]
+    if len(failed) > _allowed(choice, len(leaves)):
+        return Failed(CHORD_ERROR, failed[0])
     return _handed_over(outcomes, choice.get("error_format", "string"))
 
 
@@ -205,6 +208,14 @@ def _leaves(outcome: Any) -> Iterator[Any]:
             yield from _leaves(item)
     else:
         yield outcome
+
+
+def _body_failed(body: Node, failed: Failed) -> Any:
+    """Return the outcome of a body whose chord failed; the tasks of a group fail with the cause."""
+    if "group" not in body or failed.cause is None:
+        return all_failed(body, failed)
+    # For what follows it, the group is no body of its own.
+    return NeverRan(all_failed(body, failed.cause), failed)
 
 
 def all_failed(node: Node, failed: Failed) -> Any:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 TOLERANT = {"chord_propagate_errors": False, "chord_unlock_first_delay": 300}
 #: Chords are counted on Redis and polled on SQL as by Celery alone.
 UNCOUNTED = {"chord_ledger": False}
+#: Only the ledger knows of which chord a task is a member whose message cannot be read.
+READABLE = [scenario for scenario in catalogue.TOLERANT if scenario.defect != "A16"]
 LOST_AFTER = 4
 #: Seconds without anything but polling after which a canvas on stock is said to hang.
 QUIET = 1.5
@@ -163,7 +165,7 @@ class TestWithoutLedger:
     def test_tolerant_chords(self, clusters, backend_kind):
         cluster = clusters(backend_kind, settings={**TOLERANT, **UNCOUNTED})
 
-        judged = run_all(cluster, catalogue.TOLERANT, backend_kind, quiet=None)
+        judged = run_all(cluster, READABLE, backend_kind, quiet=None)
 
         assert {} == not_right(judged)
 
@@ -171,7 +173,7 @@ class TestWithoutLedger:
     def test_failing_chords(self, clusters, backend_kind, tmp_path):
         cluster = clusters(backend_kind, settings=UNCOUNTED)
 
-        scenarios = (*catalogue.STRICT, *catalogue.TOLERANT)
+        scenarios = (*catalogue.STRICT, *READABLE)
 
         judged = run_strict(cluster, scenarios, backend_kind, None, tmp_path)
 
