@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from operator import length_hint
 from typing import Any
 
-from celery._state import get_current_app
+from celery import _state
 
-from ..._patch import Patch
+from ..._patch import Patch, patched_apps
 
 patch = Patch(
     name="generator_errors",
@@ -48,7 +48,15 @@ class _Tasks:
 
 
 def app_of_canvas(*_: Any) -> Any:
-    return get_current_app()
+    """Return the current app if it has the patches; where none is current, the only one that has.
+
+    Celery is not asked for it: that would make one.
+    """
+    current = _state._tls.current_app or _state.default_app
+    patched = list(patched_apps())
+    if current is None and len(patched) == 1:
+        return patched[0]
+    return next((app for app in patched if app is current), None)
 
 
 @patch.wraps("celery.canvas", "regen", app_of=app_of_canvas)
