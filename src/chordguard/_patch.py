@@ -34,6 +34,8 @@ Wrapper = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], A
 
 #: The generator header's `zip` is gone: https://github.com/celery/celery/pull/7964
 celery_5_3: Version = (5, 3)
+#: Errbacks that are data are linked to groups, too (`celery.canvas.group.link_error`).
+celery_5_4: Version = (5, 4)
 #: The database backend creates its tables at set-up:
 #: https://docs.celeryq.dev/en/stable/userguide/configuration.html
 celery_5_5: Version = (5, 5)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from celery import states
+from celery._state import get_current_task
 from celery.exceptions import ChordError
 from kombu.exceptions import OperationalError
 from kombu.utils.encoding import safe_repr
@@ -281,10 +282,15 @@ def task_ids(leaves: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def settle(backend: Any, leaves: Sequence[Mapping[str, Any]], exc: BaseException) -> None:
     """Store the results of simple signatures that never run as failed; return their parts."""
+    running = get_current_task()
     for leaf in leaves:
         task_id = leaf.get("options", {}).get("task_id")
         if task_id:
-            backend.store_result(task_id, exc, states.FAILURE, request=_request_of(leaf))
+            request = _request_of(leaf)
+            if running is not None:
+                # As by Celery: the errbacks that were called are found from what failed.
+                request.children.extend(running.request.children)
+            backend.store_result(task_id, exc, states.FAILURE, request=request)
     for leaf in leaves:
         return_part(backend, leaf, exc)
 

@@ -16,6 +16,7 @@ ORDER = (
     "canvas.header_order",
     "canvas.nested_group_ids",
     "canvas.group_bodies",
+    "canvas.linked_groups",
     "canvas.body_group_ids",
     "canvas.replaced_group_order",
     "canvas.per_chord_choice",

@@ -350,3 +350,15 @@ class TestRefusals:
 
         assert 1 == refusing.app.backend.client.zcard(key_of(refusing, result, ".j"))
         gate.open()
+
+
+def test_errback_is_a_child_of_what_failed(with_fix, record):
+    t = with_fix.tasks
+    body = t.collect.s().on_error(t.errback_old.s(record=record.path))
+
+    outcome = with_fix.outcome(chord([t.echo.s(1), t.fail.s()], body))
+
+    assert "FAILURE" == outcome.state
+    (errbacks,) = outcome.result.children
+    wait_until(lambda: record.count("errback_old"), what="errback")
+    assert "SUCCESS" == with_fix.app.AsyncResult(errbacks.results[0].id).state
