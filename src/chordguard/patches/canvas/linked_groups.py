@@ -20,8 +20,9 @@ patch = Patch(
 
 
 @patch.wraps("celery.canvas", "group.link_error")
-def link_error(wrapped: Any, group: Any, args: Any, kwargs: Any) -> Any:
+@patch.wraps("celery.canvas", "_chord.link_error")
+def link_error(wrapped: Any, step: Any, args: Any, kwargs: Any) -> Any:
     from celery.canvas import maybe_signature
 
-    errback = args[0] if args else kwargs["sig"]
-    return wrapped(maybe_signature(errback, app=group.app))
+    (errback,) = args or kwargs.values()
+    return wrapped(maybe_signature(errback, app=step.app))
