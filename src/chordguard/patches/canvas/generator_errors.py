@@ -48,15 +48,9 @@ class _Tasks:
 
 
 def app_of_canvas(*_: Any) -> Any:
-    """Return the current app if it has the patches; where none is current, the only one that has.
-
-    Celery is not asked for it: that would make one.
-    """
+    """Return the current app if it has the patches; Celery is not asked, it might make one."""
     current = _state._tls.current_app or _state.default_app
-    patched = list(patched_apps())
-    if current is None and len(patched) == 1:
-        return patched[0]
-    return next((app for app in patched if app is current), None)
+    return next((app for app in patched_apps() if app is current), None)
 
 
 @patch.wraps("celery.canvas", "regen", app_of=app_of_canvas)
