@@ -36,7 +36,6 @@ class Connections:
     def __init__(self) -> None:
         #: What a process had that this one was forked from: closed here, it would end there.
         self._inherited: list[Any] = []
-        self._users = 0
         self._used = 0.0
         self._start_anew()
         if hasattr(os, "register_at_fork"):
