@@ -9,8 +9,10 @@ switched off, the wrapper calls straight through.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import logging
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -66,6 +68,18 @@ def celery_version() -> Version:
     )
 
 
+@cache
+def driver_version(package: str) -> Version:
+    """Return the version of an installed package as numbers."""
+    numbers = re.match(r"[\d.]*\d", importlib.metadata.version(package))
+    return tuple(map(int, numbers[0].split("."))) if numbers else ()
+
+
+def lies_in(version: Version, since: Version | None, until: Version | None) -> bool:
+    """Tell whether `version` is `since` or later, and earlier than `until`."""
+    return (since or version) <= version < (until or (sys.maxsize,))
+
+
 def app_of_instance(instance: Any, _args: tuple[Any, ...]) -> Any:
     """Return the app of the object that a method was called on."""
     return getattr(instance, "app", None)
@@ -111,6 +125,8 @@ class Patch:
         since: The first Celery version that has the defect; None: all have it.
         until: The first Celery version after it that does not; None: all have it.
         driver: The optional package without which the target cannot be imported.
+        driver_since: The first version of `driver` with which the defect shows; None: with all.
+        driver_until: The first version after it with which it does not; None: with all.
         mended: Of its defects those that Celery mends earlier, with the version that does.
         arisen: Of its defects those that came with a later Celery, with that version.
     """
@@ -120,6 +136,8 @@ class Patch:
     since: Version | None = None
     until: Version | None = None
     driver: str | None = None
+    driver_since: Version | None = None
+    driver_until: Version | None = None
     mended: dict[str, Version] = field(default_factory=dict)
     arisen: dict[str, Version] = field(default_factory=dict)
     targets: list[Target] = field(default_factory=list)
@@ -168,9 +186,14 @@ class Patch:
         return declare
 
     def is_needed(self) -> bool:
-        """Tell whether the installed Celery has the defect."""
-        version = celery_version()
-        return (self.since or version) <= version < (self.until or (sys.maxsize,))
+        """Tell whether the installed Celery, with the installed driver, has the defect."""
+        return lies_in(celery_version(), self.since, self.until) and self.driver_shows_it()
+
+    def driver_shows_it(self) -> bool:
+        """Tell whether the defect shows with the installed driver, or would with an absent one."""
+        if self.driver is None or self.driver_is_absent():
+            return True
+        return lies_in(driver_version(self.driver), self.driver_since, self.driver_until)
 
     def defects_here(self) -> tuple[str, ...]:
         """Return those of its defects that the installed Celery has."""
@@ -180,7 +203,7 @@ class Patch:
         return tuple(
             defect
             for defect in self.defects
-            if self.arisen.get(defect, version) <= version < self.mended.get(defect, (sys.maxsize,))
+            if lies_in(version, self.arisen.get(defect), self.mended.get(defect))
         )
 
     def is_active(self, app: Any) -> bool:
@@ -195,11 +218,7 @@ class Patch:
         if not self.is_needed():
             return []
         version = celery_version()
-        return [
-            target
-            for target in self.targets
-            if (target.since or version) <= version < (target.until or (sys.maxsize,))
-        ]
+        return [target for target in self.targets if lies_in(version, target.since, target.until)]
 
 
 @dataclass(frozen=True)
@@ -289,8 +308,11 @@ def _outcome(patch: Patch, app: Celery) -> Outcome:
         if patch.since is not None and celery_version() < patch.since:
             version = ".".join(map(str, patch.since))
             return line("skipped", f"not needed: it came with Celery {version}")
-        version = ".".join(map(str, patch.until or ()))
-        return line("skipped", f"not needed: mended in Celery {version}")
+        if patch.until is not None and celery_version() >= patch.until:
+            version = ".".join(map(str, patch.until))
+            return line("skipped", f"not needed: mended in Celery {version}")
+        installed = f"{patch.driver} {importlib.metadata.version(patch.driver or '')}"
+        return line("skipped", f"not needed: it does not show with {installed}")
     if app.configured and not settings.get(app, patch.setting):
         return line("skipped", f"switched off by {patch.setting}")
     missing = [target.missing for target in patch.targets_here() if target.missing]

@@ -18,6 +18,7 @@ from tests.patches.canvas import test_half_sent_chords as half_sent_chords
 from tests.patches.database import test_atomic_results as atomic_results
 from tests.patches.database import test_routed_unlock as routed_unlock
 from tests.patches.database import test_wide_results as wide_results
+from tests.patches.redis import test_collected_results as collected_results
 from tests.patches.redis import test_counted_parts as counted_parts
 from tests.traces import traces
 
@@ -135,6 +136,16 @@ def test_claim_of_a_dead_worker(cluster, judge, gate):
     gate.open()
 
     judge("B11 ender of the chord killed", result, [1, 2], RIGHT if before_5_7 else HANGS)
+
+
+@cells(REDIS)
+def test_garbage_collected_while_subscribing(cluster, note, backend_kind, patched):
+    """C9: a chord is started although a result is collected on the way."""
+    producer = collected_results.Producer(cluster)
+    cell = HANGS if producer.result is None else RIGHT
+    note("C9 result collected while subscribing", backend_kind, patched, cell)
+    shows = registry["collected_results"].is_needed() and not patched
+    assert cell == (HANGS if shows else RIGHT)
 
 
 @cells(*ALL)

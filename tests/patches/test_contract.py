@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -343,6 +343,24 @@ class TestInstalling:
 
 
 class TestTargets:
+    @pytest.mark.parametrize(
+        ("version", "is_needed"),
+        [((5, 2, 1), False), ((5, 3), True), ((6, 3, 0), True), ((6, 4), False), ((), False)],
+    )
+    def test_driver_without_the_defect_is_not_touched(
+        self, make_app, declare, version, is_needed, monkeypatch
+    ):
+        patch = declare("x", driver="redis", driver_since=(5, 3), driver_until=(6, 4))
+        monkeypatch.setattr(_patch, "driver_version", lambda _: version)
+        app = make_app()
+
+        outcome = install_patches(app)["x"]
+
+        assert is_needed == patch.is_needed()
+        assert ("applied" if is_needed else "skipped") == outcome.status
+        installed = f"redis {importlib.metadata.version('redis')}"
+        assert is_needed or f"not needed: it does not show with {installed}" == outcome.reason
+
     def test_missing_target_is_said_aloud_and_nothing_else_breaks(self, make_app, declare, caplog):
         patch = declare("of_another_celery")
         patch.wraps("celery.canvas", "group.no_such_function")(None)
@@ -410,7 +428,12 @@ for outcome in patch_report(app):
 def test_absent_driver_is_no_error(driver):
     lines = dict(line.split(" ", 1) for line in run(HIDE.format(driver=driver)).splitlines())
 
-    concerned = {patch.name for patch in registry.values() if patch.driver == driver}
+    here = _patch.celery_version()
+    concerned = {
+        patch.name
+        for patch in registry.values()
+        if patch.driver == driver and _patch.lies_in(here, patch.since, patch.until)
+    }
     assert set(registry) == set(lines)
     assert {f"skipped the package {driver} is not installed"} == {lines[n] for n in concerned}
     others = {lines[name].partition(" ")[0] for name in set(registry) - concerned}

@@ -31,6 +31,7 @@ ORDER = (
     "results.header_errbacks",
     "results.tolerated_parents",
     "results.linear_waiting",
+    "redis.collected_results",
     "redis.tolerant_parts",
     "redis.counted_parts",
     "database.tolerant_unlock",
