@@ -217,23 +217,35 @@ class TestLife:
             assert "as it was" == wrapper._self_wrapper(wrapped, call_for, (call_for,), {"x": 2})
             assert [((call_for,), {"x": 2})] == calls
 
-    @pytest.mark.parametrize("side", ["before", "after"])
-    def test_version_without_the_defect_is_not_touched(self, make_app, patch, side, monkeypatch):
-        version = patch.until if side == "after" else patch.since and (5, 0)
-        if version is None:
-            pytest.skip("no version on that side lacks the defect")
-        monkeypatch.setattr(_patch, "celery_version", lambda: version)
-        app = make_app()
-        app.finalize()
 
-        outcome = install_patches(app)[patch.name]
+def versions_without(patch):
+    """Yield versions that lack the defect, and how the report says why."""
+    if patch.since:
+        yield (5, 0), "it came with Celery "
+    if patch.until:
+        yield patch.until, "mended in Celery "
 
-        monkeypatch.undo()
-        assert "skipped" == outcome.status
-        why = {"before": "it came with Celery ", "after": "mended in Celery "}[side]
-        assert outcome.reason.startswith(f"not needed: {why}")
-        # Another patch may have wrapped the same function just now.
-        assert not any(layers(function, patch) for function in standing(patch))
+
+@pytest.mark.parametrize(
+    ("patch", "version", "why"),
+    [
+        pytest.param(patch, *lacks, id=f"{patch.name}-{'.'.join(map(str, lacks[0]))}")
+        for patch in registry.values()
+        for lacks in versions_without(patch)
+    ],
+)
+def test_version_without_the_defect_is_not_touched(make_app, patch, version, why, monkeypatch):
+    monkeypatch.setattr(_patch, "celery_version", lambda: version)
+    app = make_app()
+    app.finalize()
+
+    outcome = install_patches(app)[patch.name]
+
+    monkeypatch.undo()
+    assert "skipped" == outcome.status
+    assert outcome.reason.startswith(f"not needed: {why}")
+    # Another patch may have wrapped the same function just now.
+    assert not any(layers(function, patch) for function in standing(patch))
 
 
 class TestInstalling:
