@@ -360,5 +360,5 @@ def test_errback_is_a_child_of_what_failed(with_fix, record):
 
     assert "FAILURE" == outcome.state
     (errbacks,) = outcome.result.children
-    wait_until(lambda: record.count("errback_old"), what="errback")
-    assert "SUCCESS" == with_fix.app.AsyncResult(errbacks.results[0].id).state
+    with_fix.run(with_fix.app.AsyncResult(errbacks.results[0].id))
+    assert 1 == record.count("errback_old")

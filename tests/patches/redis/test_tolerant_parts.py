@@ -97,6 +97,8 @@ def return_again(cluster, record):
     result = canvas.apply_async()
     cluster.outcome(result)
     wait_until(lambda: record.count("errback_new"), what="errback")
+    # The member that failed the chord has still to forget it.
+    wait_until(cluster.is_idle, what="idle worker")
     part = Context(
         id=result.parent[0].id,
         group=result.parent.id,
