@@ -68,10 +68,18 @@ def celery_version() -> Version:
     )
 
 
+def installed_version(package: str) -> str:
+    """Return the version of an installed package as text, also where it does not tell one."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "of an unknown version"
+
+
 @cache
 def driver_version(package: str) -> Version:
-    """Return the version of an installed package as numbers."""
-    numbers = re.match(r"[\d.]*\d", importlib.metadata.version(package))
+    """Return the version of an installed package as numbers; none where it is not known."""
+    numbers = re.match(r"[\d.]*\d", installed_version(package))
     return tuple(map(int, numbers[0].split("."))) if numbers else ()
 
 
@@ -191,7 +199,9 @@ class Patch:
 
     def driver_shows_it(self) -> bool:
         """Tell whether the defect shows with the installed driver, or would with an absent one."""
-        if self.driver is None or self.driver_is_absent():
+        if self.driver is None or (self.driver_since is None and self.driver_until is None):
+            return True
+        if self.driver_is_absent():
             return True
         return lies_in(driver_version(self.driver), self.driver_since, self.driver_until)
 
@@ -311,7 +321,7 @@ def _outcome(patch: Patch, app: Celery) -> Outcome:
         if patch.until is not None and celery_version() >= patch.until:
             version = ".".join(map(str, patch.until))
             return line("skipped", f"not needed: mended in Celery {version}")
-        installed = f"{patch.driver} {importlib.metadata.version(patch.driver or '')}"
+        installed = f"{patch.driver} {installed_version(patch.driver or '')}"
         return line("skipped", f"not needed: it does not show with {installed}")
     if app.configured and not settings.get(app, patch.setting):
         return line("skipped", f"switched off by {patch.setting}")

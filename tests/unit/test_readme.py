@@ -70,7 +70,7 @@ def versions_of(patch: _patch.Patch) -> str:
     affected = [
         version
         for version in _patch.TESTED_VERSIONS
-        if (patch.since or ()) <= tuple(map(int, version.split("."))) < (patch.until or (9,))
+        if _patch.lies_in(tuple(map(int, version.split("."))), patch.since, patch.until)
     ]
     return affected[0] if len(affected) == 1 else f"{affected[0]} - {affected[-1]}"
 
