@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.signals import worker_ready
 
-from . import _patch, backends, settings
+from . import _patch, backends, hooks, settings
 from . import patches as _all_patches  # noqa: F401 - fills the registry
 from .errors import UntestedCeleryWarning
 
@@ -114,8 +114,8 @@ def patch_report(app: Celery) -> Report:
     notes = []
     if _patch.is_patched(app) and app.configured:
         unsupported = backends.why_unsupported(app)
-        if unsupported:
-            notes.append(unsupported)
+        notes += [unsupported] if unsupported else []
+        notes += map(str, hooks.found(app))
     return Report(celery.__version__, tuple(_patch.outcomes(app)), tuple(notes))
 
 

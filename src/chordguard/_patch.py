@@ -137,6 +137,8 @@ class Patch:
         driver_until: The first version after it with which it does not; None: with all.
         mended: Of its defects those that Celery mends earlier, with the version that does.
         arisen: Of its defects those that came with a later Celery, with that version.
+        is_opt_in: Whether it acts only where its switch is set to True, since Celery documents what
+            it changes.
     """
 
     name: str
@@ -148,6 +150,7 @@ class Patch:
     driver_until: Version | None = None
     mended: dict[str, Version] = field(default_factory=dict)
     arisen: dict[str, Version] = field(default_factory=dict)
+    is_opt_in: bool = False
     targets: list[Target] = field(default_factory=list)
     task_targets: list[TaskTarget] = field(default_factory=list)
 
@@ -218,7 +221,11 @@ class Patch:
 
     def is_active(self, app: Any) -> bool:
         """Tell whether the fix acts for `app` now."""
-        return is_patched(app) and bool(settings.get(app, self.setting))
+        return is_patched(app) and self.is_switched_on(app)
+
+    def is_switched_on(self, app: Any) -> bool:
+        """Tell what its switch says."""
+        return bool(settings.get(app, self.setting, is_on=not self.is_opt_in))
 
     def driver_is_absent(self) -> bool:
         return self.driver is not None and importlib.util.find_spec(self.driver) is None
@@ -289,7 +296,7 @@ def wrap_tasks(app: Celery) -> None:
     for patch in registry.values():
         for target in patch.task_targets if patch.is_needed() else ():
             task = app._tasks.get(target.task)  # app.tasks would finalize the app once more
-            if task is not None and not _is_ours(vars(task).get(target.method), patch):
+            if task is not None and not _is_around(vars(task).get(target.method), patch):
                 original = getattr(task, target.method)
                 guarded = _guarded(patch, target.wrapper, app_of_instance, original)
                 setattr(task, target.method, guarded)
@@ -323,7 +330,9 @@ def _outcome(patch: Patch, app: Celery) -> Outcome:
             return line("skipped", f"not needed: mended in Celery {version}")
         installed = f"{patch.driver} {installed_version(patch.driver or '')}"
         return line("skipped", f"not needed: it does not show with {installed}")
-    if app.configured and not settings.get(app, patch.setting):
+    if app.configured and not patch.is_switched_on(app):
+        if patch.is_opt_in:
+            return line("skipped", f"off unless {patch.setting} = True")
         return line("skipped", f"switched off by {patch.setting}")
     missing = [target.missing for target in patch.targets_here() if target.missing]
     if missing:
@@ -408,7 +417,12 @@ def _guarded(
     return _Guarded(original, guard, patch, wrapper)
 
 
-def _is_ours(function: Any, patch: Patch) -> bool:
+def is_ours(function: Any) -> bool:
+    """Tell whether `function` is a wrapper of ours around another one."""
+    return isinstance(function, _Guarded)
+
+
+def _is_around(function: Any, patch: Patch) -> bool:
     while isinstance(function, _Guarded):
         if function._self_patch is patch:
             return True

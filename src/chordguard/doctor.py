@@ -10,7 +10,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from . import _patch, backends, counting, polling, settings
+from . import _patch, backends, counting, hooks, polling, settings
 from . import patches as _all_patches  # noqa: F401 - fills the registry
 from .errors import SettingError
 
@@ -129,6 +129,8 @@ def defects(app: Celery) -> list[str]:
         patch = _patch.registry[outcome.patch]
         for defect in patch.defects_here():
             is_closed = outcome.status in ("applied", "waiting")
+            if patch.is_opt_in and not is_closed:
+                continue  # Celery documents it
             by = f"closed by {patch.name}" if is_closed else f"open, {outcome}"
             lines.append(f"{defect}: {by} - {patch.defects[defect]}")
     return sorted(lines, key=lambda line: (line[0], int(re.findall(r"\d+", line)[0]), line))
@@ -354,6 +356,11 @@ def _unusable_backend(app: Celery) -> Iterator[Finding]:
         )
 
 
+def _replaced_hooks(app: Celery) -> Iterator[Finding]:
+    for hook in hooks.found(app) if _patch.is_patched(app) else ():
+        yield Finding(hook.name, f"it is not Celery's own: {hook.effect}", hook.instead)
+
+
 def _eager_mode(app: Celery) -> Iterator[Finding]:
     if app.conf.task_always_eager:
         yield Finding(
@@ -387,6 +394,7 @@ Look = Callable[["Celery"], Iterator[Finding]]
 #: What is looked at in the configuration, what weighs most first.
 LOOKS: tuple[Look, ...] = (
     _unusable_backend,
+    _replaced_hooks,
     _eager_mode,
     _short_expiry,
     _short_join,

@@ -52,7 +52,8 @@ def make_app(alone):
 
     def make_app(**settings):
         app = Celery("contract", broker="memory://", backend="db+sqlite://", set_as_current=False)
-        app.conf.update(settings)
+        opt_in = {patch.setting: True for patch in registry.values() if patch.is_opt_in}
+        app.conf.update({**opt_in, **settings})
         apps.append(app)
         return app
 
@@ -202,7 +203,10 @@ class TestLife:
             app.conf[patch.setting] = False
             app.finalize()
             reason = install_patches(app)[patch.name].reason
-            assert not patch.is_needed() or f"switched off by {patch.setting}" == reason
+            how = f"off unless {patch.setting} = True"
+            if not patch.is_opt_in:
+                how = f"switched off by {patch.setting}"
+            assert not patch.is_needed() or how == reason
 
         # The object that a method is called on; some wrappers ask for the parent of a result.
         call_for = SimpleNamespace(app=app, parent=object())

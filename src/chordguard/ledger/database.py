@@ -573,7 +573,7 @@ class DatabaseLedger(Ledger):
             self.release(claim)
         return len(mine)
 
-    def close(self, group_id: str) -> None:
+    def close(self, group_id: str, *, has_failed: bool = False) -> None:
         # Two transactions, the row first: a part that is counted meanwhile is seen by the second,
         # one that comes later finds no row and takes its member back.
         self._write(self.tables.remove, group_id)

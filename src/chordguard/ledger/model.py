@@ -222,8 +222,12 @@ class Ledger(Protocol):
     def release_all(self) -> int:
         """Give back the claims of this worker and its children; return how many."""
 
-    def close(self, group_id: str) -> None:
-        """Forget a chord that has ended."""
+    def close(self, group_id: str, *, has_failed: bool = False) -> None:
+        """Forget a chord that has ended.
+
+        What the members of one that `has_failed` returned can be read for some minutes more, where
+        Celery leaves it to be read.
+        """
 
     def abandon(self, group_id: str, *, is_known: bool) -> None:
         """Forget a chord that was not sent completely, and never will be.

@@ -259,13 +259,14 @@ class RedisLedger(Ledger):
                     released += self._renew(Claim(group_id, text, None), 0)
         return released
 
-    def close(self, group_id: str) -> None:
+    def close(self, group_id: str, *, has_failed: bool = False) -> None:
         # From 5.7 on Celery asks for the mark itself.
-        self._run("close", group_id, DONE_SECONDS, int(self._is_celery_5_7), 0)
+        values = (int(self._is_celery_5_7), 0, int(has_failed))
+        self._run("close", group_id, DONE_SECONDS, *values)
 
     def abandon(self, group_id: str, *, is_known: bool) -> None:
         seconds = _expires(self.backend) if is_known else 0
-        values = (seconds, int(self._is_celery_5_7), 1)
+        values = (seconds, int(self._is_celery_5_7), 1, 0)
         # Once: somebody waits for an error.
         self._run_once("close", group_id, values)
 

@@ -25,6 +25,7 @@ def app_of_waiting(result: Any, _args: tuple[Any, ...]) -> Any:
 
 
 @patch.wraps("celery.result", "AsyncResult.get", app_of=app_of_waiting)
+@patch.wraps("celery.result", "AsyncResult.wait", app_of=app_of_waiting)
 def get(wrapped: Any, result: Any, args: Any, kwargs: Any) -> Any:
     parents = list(result._parents())
     if not parents or not backends.is_supported(result.backend):
