@@ -122,14 +122,15 @@ class Deaths:
         Arguments:
             expire: :meth:`.model.Ledger.expire`, which is called only if somebody has died lately.
         """
-        self._look()
+        self.look()
         if not self._looks:
             return 0
         expired = expire(self._is_dead)
         self._looks -= 1
         return expired
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Look for processes that have died since the last look."""
         children = self._living()
         if children is not None:
             if self._children - children:

@@ -169,6 +169,7 @@ class Watchdog:
 
     def start(self) -> None:
         """Start to look, after a first interval."""
+        self._deaths.look()
         self._thread = threading.Thread(target=self._run, name="chordguard-watchdog", daemon=True)
         self._thread.start()
 
