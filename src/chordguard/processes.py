@@ -70,13 +70,18 @@ def _folder() -> Path:
 
 def _locked_file(owner: str) -> int:
     """Return a file that stays locked until this process and its children have ended."""
+    # Nobody may find it before it is locked.
     hidden = _folder() / f".{owner}"
     import fcntl  # there is none on Windows
 
-    # Nobody may find it before it is locked.
     file = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    fcntl.flock(file, fcntl.LOCK_EX)
-    hidden.rename(hidden.with_name(owner))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        hidden.rename(hidden.with_name(owner))
+    except OSError:
+        os.close(file)
+        hidden.unlink()
+        raise
     return file
 
 
@@ -147,27 +152,26 @@ class Deaths:
         processes = getattr(getattr(self._pool, "_pool", None), "_pool", None)
         if not isinstance(processes, list):
             return None
-        pids = {process.pid for process in list(processes)}
+        pids: set[Any] = {getattr(process, "pid", None) for process in list(processes)}
         # One that is just being started has no id yet.
         return None if not pids or None in pids else pids
 
     def _found_workers(self) -> bool:
         """Look for workers that have died; tell whether there are new ones."""
-        now = time.monotonic()
-        try:
-            paths = [path for path in _folder().iterdir() if not path.name.startswith(".")]
-        except OSError:
-            return False  # it was logged by `be_worker`
-        is_new = False
-        for path in paths:
-            since = self._workers.get(path.name)
-            if since is not None:
-                if now - since > KEPT_SECONDS:
-                    path.unlink(missing_ok=True)
-            elif path.name != model.owner and _has_died(path):
-                self._workers[path.name] = now
-                is_new = True
-        return is_new
+        known = len(self._workers)
+        # Why there is no folder was logged by `be_worker`.
+        with suppress(OSError):
+            for path in _folder().iterdir():
+                self._look_at_worker(path)
+        return len(self._workers) > known
+
+    def _look_at_worker(self, path: Path) -> None:
+        since = self._workers.get(path.name)
+        if since is not None:
+            if time.monotonic() - since > KEPT_SECONDS:
+                path.unlink(missing_ok=True)
+        elif not path.name.startswith(".") and path.name != model.owner and _has_died(path):
+            self._workers[path.name] = time.monotonic()
 
     def _is_dead(self, token: str) -> bool:
         owner, mark = model.origin(token)

@@ -235,15 +235,18 @@ class Run:
             ended = wait_for(app, [started.body for started in results], fleet)
             at = time.time()
             self.tell_of(app, [started for started in results if started.body not in ended][:5])
+            delays = self.delays(journal, results)
             late = None
             if self.mode not in AWAY and not self.is_stock:
-                late = self.latest(journal, results, ended)
+                # Chords that lost members: others end when they are done.
+                lost = (id_ for id_, each in ended.items() if "ChordMemberLost" in str(each))
+                late = max([0.0, *(delays[id_] for id_ in lost if id_ in delays)])
         finally:
             fleet.close()
             self.close()
         died = len(list(self.folder.glob("died-*")))
         seconds = time.monotonic() - started
-        return self.account(results, ended, journal, fleet, died, at, seconds, late)
+        return self.account(results, ended, journal, fleet, died, at, seconds, late, delays)
 
     def tell_of(self, app: Any, never_ended: list[Started]) -> None:
         """Print what is the matter with chords that have not ended."""
@@ -252,11 +255,8 @@ class Run:
         for chord_ in never_ended if not self.is_stock else ():
             print(f"    {chord_.body}: {diagnose(app, chord_.group)}")
 
-    def latest(self, journal: Path, results: list[Started], ended: dict[str, Any]) -> float:
-        """Return how long after its last progress the last chord was settled, in seconds.
-
-        Only chords that lost members count: others end when they are done.
-        """
+    def delays(self, journal: Path, results: list[Started]) -> dict[str, float]:
+        """Return how long after its last progress each chord was forgotten, in seconds, by body."""
         progressed = {chord_.group: chord_.at for chord_ in results}
         closed: dict[str, float] = {}
         for what, name, when in entries(journal):
@@ -264,16 +264,11 @@ class Run:
                 progressed[name] = when
             elif what == "closed":
                 closed.setdefault(name, when)
-        return max(
-            [0.0]
-            + [
-                closed[chord_.group] - progressed[chord_.group]
-                for chord_ in results
-                if chord_.body in ended
-                and "ChordMemberLost" in str(ended[chord_.body])
-                and chord_.group in closed
-            ]
-        )
+        return {
+            chord_.body: closed[chord_.group] - progressed[chord_.group]
+            for chord_ in results
+            if chord_.group in closed
+        }
 
     @contextlib.contextmanager
     def trouble(self, fleet: Fleet) -> Iterator[None]:
@@ -358,6 +353,7 @@ class Run:
         at: float,
         seconds: float,
         late: float | None,
+        delays: dict[str, float],
     ) -> bool:
         values = [r.value for r in ended.values() if r.state == states.SUCCESS]
         failed = sum(r.state != states.SUCCESS for r in ended.values())
@@ -389,6 +385,7 @@ class Run:
             f"published again: inside the window {inside}, outside {outside}"
             + (f"; settled at most {late:.1f} s after the last progress" if late else "")
             + (f"; the last ended {after:.1f} s after the last kill" if fleet.last_kill else "")
+            + (f", each at most {max(delays.values()):.1f} s after its last part" if delays else "")
             + verdict,
             flush=True,
         )
