@@ -15,7 +15,7 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,12 @@ celery_5_7: Version = (5, 7)
 
 #: Versions on which the whole suite, or the conformance table, passes.
 TESTED_VERSIONS = ("5.2.7", "5.3.6", "5.4.0", "5.5.3", "5.6.3", "5.7.0")
+
+#: The result backends that a fix is for, as the README's table names them. What concerns one SQL
+#: database alone names that as SQLAlchemy does: ``"sqlite"``.
+REDIS, SQL = "Redis", "SQL"
+
+_BACKEND_OF_DRIVER = {"redis": REDIS, "sqlalchemy": SQL}
 
 #: The attribute of an app that says which patches are active for it.
 _ACTIVE = "_chordguard"
@@ -86,6 +92,10 @@ def driver_version(package: str) -> Version:
 def lies_in(version: Version, since: Version | None, until: Version | None) -> bool:
     """Tell whether `version` is `since` or later, and earlier than `until`."""
     return (since or version) <= version < (until or (sys.maxsize,))
+
+
+def _concerns(backends: Collection[str], names: Collection[str]) -> bool:
+    return not backends or any(name in backends for name in names)
 
 
 def app_of_instance(instance: Any, _args: tuple[Any, ...]) -> Any:
@@ -137,6 +147,10 @@ class Patch:
         driver_until: The first version after it with which it does not; None: with all.
         mended: Of its defects those that Celery mends earlier, with the version that does.
         arisen: Of its defects those that came with a later Celery, with that version.
+        backends: The result backends that it is for; empty: all of them, also those that
+            chordguard does not support. By default that of its driver.
+        only_on: Of its defects those that only some of these backends have, with their names.
+        needs_ledger: Whether it acts only on a chord that is in the ledger.
     """
 
     name: str
@@ -148,12 +162,17 @@ class Patch:
     driver_until: Version | None = None
     mended: dict[str, Version] = field(default_factory=dict)
     arisen: dict[str, Version] = field(default_factory=dict)
+    backends: tuple[str, ...] = ()
+    only_on: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    needs_ledger: bool = False
     targets: list[Target] = field(default_factory=list)
     task_targets: list[TaskTarget] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.name in registry:
             raise ValueError(f"two patches are called {self.name!r}")
+        if not self.backends and self.driver in _BACKEND_OF_DRIVER:
+            self.backends = (_BACKEND_OF_DRIVER[self.driver],)
         registry[self.name] = self
 
     @property
@@ -216,9 +235,28 @@ class Patch:
             if lies_in(version, self.arisen.get(defect), self.mended.get(defect))
         )
 
+    def defects_on(self, names: Collection[str]) -> tuple[str, ...]:
+        """Return those of its defects that the installed Celery has on one result backend.
+
+        `names` are what that backend is called here, see :func:`chordguard.backends.names_of`.
+        """
+        return tuple(
+            defect
+            for defect in self.defects_here()
+            if self.is_for(names) and _concerns(self.only_on.get(defect, ()), names)
+        )
+
+    def is_for(self, names: Collection[str]) -> bool:
+        """Tell whether it is for the result backend that is called `names`."""
+        return _concerns(self.backends, names)
+
+    def is_on(self, app: Any) -> bool:
+        """Tell whether its switch is on in the configuration of `app`."""
+        return bool(settings.get(app, self.setting))
+
     def is_active(self, app: Any) -> bool:
         """Tell whether the fix acts for `app` now."""
-        return is_patched(app) and bool(settings.get(app, self.setting))
+        return is_patched(app) and self.is_on(app)
 
     def driver_is_absent(self) -> bool:
         return self.driver is not None and importlib.util.find_spec(self.driver) is None
@@ -323,7 +361,7 @@ def _outcome(patch: Patch, app: Celery) -> Outcome:
             return line("skipped", f"not needed: mended in Celery {version}")
         installed = f"{patch.driver} {installed_version(patch.driver or '')}"
         return line("skipped", f"not needed: it does not show with {installed}")
-    if app.configured and not settings.get(app, patch.setting):
+    if app.configured and not patch.is_on(app):
         return line("skipped", f"switched off by {patch.setting}")
     missing = [target.missing for target in patch.targets_here() if target.missing]
     if missing:
