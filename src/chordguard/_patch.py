@@ -250,13 +250,13 @@ class Patch:
         """Tell whether it is for the result backend that is called `names`."""
         return _concerns(self.backends, names)
 
-    def is_on(self, app: Any) -> bool:
-        """Tell whether its switch is on in the configuration of `app`."""
-        return bool(settings.get(app, self.setting))
-
     def is_active(self, app: Any) -> bool:
         """Tell whether the fix acts for `app` now."""
-        return is_patched(app) and self.is_on(app)
+        return is_patched(app) and self.is_switched_on(app)
+
+    def is_switched_on(self, app: Any) -> bool:
+        """Tell what its switch says."""
+        return bool(settings.get(app, self.setting))
 
     def driver_is_absent(self) -> bool:
         return self.driver is not None and importlib.util.find_spec(self.driver) is None
@@ -361,7 +361,7 @@ def _outcome(patch: Patch, app: Celery) -> Outcome:
             return line("skipped", f"not needed: mended in Celery {version}")
         installed = f"{patch.driver} {installed_version(patch.driver or '')}"
         return line("skipped", f"not needed: it does not show with {installed}")
-    if app.configured and not patch.is_on(app):
+    if app.configured and not patch.is_switched_on(app):
         return line("skipped", f"switched off by {patch.setting}")
     missing = [target.missing for target in patch.targets_here() if target.missing]
     if missing:

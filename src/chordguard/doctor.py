@@ -149,7 +149,7 @@ def defects(app: Celery) -> list[str]:
     names, lines = backends.names_of(_backend(app)), []
     for outcome in _patch.outcomes(app):
         patch = _patch.registry[outcome.patch]
-        if not patch.is_on(app) and patch.setting not in _our_names(app):
+        if not patch.is_switched_on(app) and patch.setting not in _our_names(app):
             continue
         why = _why_open(app, outcome)
         by = f"closed by {patch.name}" if why is None else f"open, {why}"

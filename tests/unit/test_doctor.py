@@ -546,7 +546,7 @@ def test_defect_whose_fix_is_switched_off_is_open():
 
 def test_fix_that_has_to_be_asked_for_closes_nothing_that_is_open(monkeypatch):
     fix = _patch.registry["header_order"]
-    monkeypatch.setattr(_patch.Patch, "is_on", lambda patch, app: patch is not fix)
+    monkeypatch.setattr(_patch.Patch, "is_switched_on", lambda patch, app: patch is not fix)
     app = make_app()
     app.finalize()
 
