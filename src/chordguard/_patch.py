@@ -15,7 +15,7 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,12 @@ celery_5_7: Version = (5, 7)
 
 #: Versions on which the whole suite, or the conformance table, passes.
 TESTED_VERSIONS = ("5.2.7", "5.3.6", "5.4.0", "5.5.3", "5.6.3", "5.7.0")
+
+#: The result backends that a fix is for, as the README's table names them. What concerns one SQL
+#: database alone names that as SQLAlchemy does: ``"sqlite"``.
+REDIS, SQL = "Redis", "SQL"
+
+_BACKEND_OF_DRIVER = {"redis": REDIS, "sqlalchemy": SQL}
 
 #: The attribute of an app that says which patches are active for it.
 _ACTIVE = "_chordguard"
@@ -86,6 +92,10 @@ def driver_version(package: str) -> Version:
 def lies_in(version: Version, since: Version | None, until: Version | None) -> bool:
     """Tell whether `version` is `since` or later, and earlier than `until`."""
     return (since or version) <= version < (until or (sys.maxsize,))
+
+
+def _concerns(backends: Collection[str], names: Collection[str]) -> bool:
+    return not backends or any(name in backends for name in names)
 
 
 def app_of_instance(instance: Any, _args: tuple[Any, ...]) -> Any:
@@ -139,6 +149,10 @@ class Patch:
         arisen: Of its defects those that came with a later Celery, with that version.
         is_opt_in: Whether it acts only where its switch is set to True, since Celery documents what
             it changes.
+        backends: The result backends that it is for; empty: all of them, also those that
+            chordguard does not support. By default that of its driver.
+        only_on: Of its defects those that only some of these backends have, with their names.
+        needs_ledger: Whether it acts only on a chord that is in the ledger.
     """
 
     name: str
@@ -151,12 +165,17 @@ class Patch:
     mended: dict[str, Version] = field(default_factory=dict)
     arisen: dict[str, Version] = field(default_factory=dict)
     is_opt_in: bool = False
+    backends: tuple[str, ...] = ()
+    only_on: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    needs_ledger: bool = False
     targets: list[Target] = field(default_factory=list)
     task_targets: list[TaskTarget] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.name in registry:
             raise ValueError(f"two patches are called {self.name!r}")
+        if not self.backends and self.driver in _BACKEND_OF_DRIVER:
+            self.backends = (_BACKEND_OF_DRIVER[self.driver],)
         registry[self.name] = self
 
     @property
@@ -218,6 +237,21 @@ class Patch:
             for defect in self.defects
             if lies_in(version, self.arisen.get(defect), self.mended.get(defect))
         )
+
+    def defects_on(self, names: Collection[str]) -> tuple[str, ...]:
+        """Return those of its defects that the installed Celery has on one result backend.
+
+        `names` are what that backend is called here, see :func:`chordguard.backends.names_of`.
+        """
+        return tuple(
+            defect
+            for defect in self.defects_here()
+            if self.is_for(names) and _concerns(self.only_on.get(defect, ()), names)
+        )
+
+    def is_for(self, names: Collection[str]) -> bool:
+        """Tell whether it is for the result backend that is called `names`."""
+        return _concerns(self.backends, names)
 
     def is_active(self, app: Any) -> bool:
         """Tell whether the fix acts for `app` now."""

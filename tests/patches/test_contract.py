@@ -323,6 +323,21 @@ class TestInstalling:
         assert not _patch.is_patched(app)
         assert before[0] is standing(registry["header_order"])[0]
 
+    @pytest.mark.skipif(_patch.celery_version() < _patch.celery_5_7, reason="it warns from 5.7 on")
+    def test_warning_about_the_tasks_of_the_app_names_who_finalizes_it(self, make_app):
+        app = make_app()
+        install_patches(app)
+        for _ in range(2):
+
+            @app.task(name="same", shared=False)
+            def do():
+                pass
+
+        with pytest.warns(Warning, match="Task name 'same' is already registered") as caught:
+            app.finalize()
+
+        assert [__file__] == [each.filename for each in caught]
+
     def test_wrapper_that_somebody_put_around_ours_stays(self, make_app):
         app = make_app()
         install_patches(app)

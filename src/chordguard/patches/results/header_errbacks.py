@@ -12,13 +12,14 @@ from __future__ import annotations
 from typing import Any
 
 from ... import backends, completion
-from ..._patch import Patch, celery_5_3
+from ..._patch import REDIS, SQL, Patch, celery_5_3
 
 patch = Patch(
     name="header_errbacks",
     defects={"A8": "an errback is called for each failed header task, and once more for the chord"},
     since=celery_5_3,
     is_opt_in=True,
+    backends=(REDIS, SQL),
 )
 
 

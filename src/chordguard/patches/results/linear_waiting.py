@@ -11,12 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 from ... import backends
-from ..._patch import Patch
+from ..._patch import REDIS, SQL, Patch
 from ...waiting import ParentsWatch
 
 patch = Patch(
     name="linear_waiting",
     defects={"C8": "waiting for a large chord makes it many times slower"},
+    backends=(REDIS, SQL),
 )
 
 

@@ -15,11 +15,12 @@ from typing import Any
 from celery import states
 
 from ... import backends
-from ..._patch import Patch
+from ..._patch import REDIS, SQL, Patch
 
 patch = Patch(
     name="member_errors",
     defects={"A18": "get() raises a ChordError instead of the member's error now and then"},
+    backends=(REDIS, SQL),
 )
 
 
