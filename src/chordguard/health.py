@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from . import diagnosis, whereabouts
+from . import diagnosis, settings, whereabouts
 from .diagnosis import Diagnosis
 from .errors import CannotTell, LedgerMissing, without_passwords
 
@@ -194,17 +194,16 @@ def seconds_of(max_age: float | timedelta | None) -> float | None:
     """Return `max_age` in seconds.
 
     Raises:
-        ValueError: It is not None, a number of more than 0, or such a timedelta.
+        ValueError: It is not None, a number of more than 0 (up to a century), or such a timedelta.
     """
-    seconds: Any = max_age.total_seconds() if isinstance(max_age, timedelta) else max_age
-    if seconds is None:
+    if max_age is None:
         return None
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+    if not settings.is_positive_seconds(max_age):
         raise ValueError(
-            f"max_age = {max_age!r} makes no sense: expected None, seconds (more than 0) or a "
-            "timedelta"
+            f"max_age = {max_age!r} makes no sense: expected None, seconds (more than 0, up to 100 "
+            "years) or a timedelta"
         )
-    return float(seconds)
+    return float(max_age.total_seconds() if isinstance(max_age, timedelta) else max_age)
 
 
 def told(exc: BaseException) -> str:
