@@ -14,9 +14,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from . import diagnosis, settings, whereabouts
+from . import diagnosis, masking, settings, whereabouts
 from .diagnosis import Diagnosis
-from .errors import CannotTell, LedgerMissing, without_passwords
+from .errors import CannotTell, LedgerMissing
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -207,9 +207,9 @@ def seconds_of(max_age: float | timedelta | None) -> float | None:
 
 
 def told(exc: BaseException) -> str:
-    """Return the sentence about an error, without passwords."""
+    """Return the sentence about an error, without user names and passwords."""
     is_ours = isinstance(exc, (CannotTell, LedgerMissing))
-    return without_passwords(str(exc) if is_ours else f"{type(exc).__name__}: {exc}")
+    return str(exc) if is_ours else masking.words_of(exc)
 
 
 def ping_workers(app: Celery, names: Sequence[str] | None = None) -> list[str]:
@@ -224,10 +224,11 @@ def ping_workers(app: Celery, names: Sequence[str] | None = None) -> list[str]:
         )
         try:
             return list(inspect.ping() or ())
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - it is told
+            where = whereabouts.address_of_broker(app)
             raise CannotTell(
-                f"the broker {connection.as_uri()} cannot be read: {told(exc)}"
-            ) from exc
+                f"the broker {where} cannot be read: {told(exc)}"
+            ) from masking.cause_to_show(exc)
 
 
 def _answer(
