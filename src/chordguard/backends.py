@@ -15,8 +15,8 @@ from weakref import WeakValueDictionary
 
 from celery import states
 from celery.app.backends import by_url
-from kombu.utils.url import maybe_sanitize_url
 
+from . import masking
 from ._patch import REDIS, SQL
 
 if TYPE_CHECKING:
@@ -136,7 +136,8 @@ def why_unsupported(app: Celery) -> str | None:
     try:
         kind, _ = by_url(app.backend_cls or app.conf.result_backend, app.loader)
     except Exception as exc:  # noqa: BLE001 - whatever a driver raises
-        return f"the result backend cannot be loaded: {exc}"
+        why = masking.why_unparsable(exc, "result_backend") or masking.masked(str(exc))
+        return f"the result backend cannot be loaded: {why}"
     supported = [_class(*path) for path in (_REDIS, _DATABASE)]
     if any(issubclass(kind, each) for each in supported):
         return None
@@ -222,10 +223,10 @@ def errors(backend: Any) -> tuple[type[Exception], ...]:
 
 
 def address(app: Celery) -> str:
-    """Return where the results of `app` are, without a password."""
+    """Return where the results of `app` are, without user name and password."""
     try:
         _, url = by_url(app.backend_cls or app.conf.result_backend, app.loader)
-        return str(maybe_sanitize_url(url)).partition("?")[0]
+        return masking.address_of(url)
     except Exception:  # noqa: BLE001 - one that cannot be read is not shown
         return "of the app"
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import backends, completion, counting, whereabouts
+from . import backends, completion, counting, masking, whereabouts
 from .errors import CannotTell, LedgerMissing
 from .ledger import model
 from .ledger.model import Header, Ledger, Outstanding, Record
@@ -393,19 +393,20 @@ def bounded_ledger(app: Celery, seconds: float = GIVEN_UP_AFTER) -> Iterator[Led
     """
     try:
         backend = backends.bounded(app, seconds)
-    except Exception as exc:
-        raise _cannot_tell(app, exc) from exc
+    except Exception as exc:  # noqa: BLE001 - it is told
+        raise _cannot_tell(app, exc) from masking.cause_to_show(exc)
     try:
         yield counting.ledger_on(backend) or _raise_missing(app)
     except backends.errors(backend) as exc:
-        raise _cannot_tell(app, exc) from exc
+        raise _cannot_tell(app, exc) from masking.cause_to_show(exc)
     finally:
         backends.disconnect(backend)
 
 
 def _cannot_tell(app: Celery, exc: Exception) -> CannotTell:
     where = backends.address(app)
-    return CannotTell(f"the result backend {where} cannot be read: {_first_line(exc)}")
+    why = masking.why_unparsable(exc, "result_backend") or masking.masked(_first_line(exc))
+    return CannotTell(f"the result backend {where} cannot be read: {why}")
 
 
 def _first_line(exc: BaseException) -> str:

@@ -10,7 +10,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from . import _patch, backends, counting, hooks, polling, settings
+from . import _patch, backends, counting, hooks, masking, polling, settings
 from . import patches as _all_patches  # noqa: F401 - fills the registry
 from .errors import SettingError
 
@@ -99,7 +99,7 @@ def load_app(name: str) -> Celery:
     try:
         app = find_app(name)
     except Exception as exc:
-        raise CannotLoad(f"cannot load the app {name!r}: {type(exc).__name__}: {exc}") from exc
+        raise CannotLoad(f"cannot load the app {name!r}: {masking.words_of(exc)}") from exc
     if not isinstance(app, Celery):
         raise CannotLoad(f"cannot load the app {name!r}: expected a Celery app, found {app!r}")
     return prepare_app(app, name)
@@ -121,7 +121,7 @@ def prepare_app(app: Celery, name: str) -> Celery:
             _finalize(app)
     except Exception as exc:
         raise CannotLoad(
-            f"cannot load the tasks of the app {name!r}: {type(exc).__name__}: {exc}"
+            f"cannot load the tasks of the app {name!r}: {masking.words_of(exc)}"
         ) from exc
     return app
 

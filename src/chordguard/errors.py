@@ -22,7 +22,7 @@ __all__ = (
 )
 
 _PASSWORD_IN_URL = re.compile(r"(?<=://)[^\s'\"]*@")
-_PASSWORD_IN_QUERY = re.compile(r"(?i)(passw\w*|pwd|secret|token)=[^\s&'\"]+")
+PASSWORD_IN_TEXT = re.compile(r"(?i)(passw\w*|pwd|secret|token)=([^\s&'\"]+)")
 
 
 class SettingError(ImproperlyConfigured):  # type: ignore[misc]
@@ -77,4 +77,4 @@ class UntestedCeleryWarning(ChordguardWarning):
 
 def without_passwords(text: str) -> str:
     """Return `text` with the credentials in its URLs masked."""
-    return _PASSWORD_IN_QUERY.sub(r"\1=**", _PASSWORD_IN_URL.sub("**@", text))
+    return PASSWORD_IN_TEXT.sub(r"\1=**", _PASSWORD_IN_URL.sub("**@", text))

@@ -14,9 +14,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from . import diagnosis, whereabouts
+from . import diagnosis, masking, settings, whereabouts
 from .diagnosis import Diagnosis
-from .errors import CannotTell, LedgerMissing, without_passwords
+from .errors import CannotTell, LedgerMissing
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -194,23 +194,22 @@ def seconds_of(max_age: float | timedelta | None) -> float | None:
     """Return `max_age` in seconds.
 
     Raises:
-        ValueError: It is not None, a number of more than 0, or such a timedelta.
+        ValueError: It is not None, a number of more than 0 (up to a century), or such a timedelta.
     """
-    seconds: Any = max_age.total_seconds() if isinstance(max_age, timedelta) else max_age
-    if seconds is None:
+    if max_age is None:
         return None
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+    if not settings.is_positive_seconds(max_age):
         raise ValueError(
-            f"max_age = {max_age!r} makes no sense: expected None, seconds (more than 0) or a "
-            "timedelta"
+            f"max_age = {max_age!r} makes no sense: expected None, seconds (more than 0, up to 100 "
+            "years) or a timedelta"
         )
-    return float(seconds)
+    return float(max_age.total_seconds() if isinstance(max_age, timedelta) else max_age)
 
 
 def told(exc: BaseException) -> str:
-    """Return the sentence about an error, without passwords."""
+    """Return the sentence about an error, without user names and passwords."""
     is_ours = isinstance(exc, (CannotTell, LedgerMissing))
-    return without_passwords(str(exc) if is_ours else f"{type(exc).__name__}: {exc}")
+    return str(exc) if is_ours else masking.words_of(exc)
 
 
 def ping_workers(app: Celery, names: Sequence[str] | None = None) -> list[str]:
@@ -225,10 +224,11 @@ def ping_workers(app: Celery, names: Sequence[str] | None = None) -> list[str]:
         )
         try:
             return list(inspect.ping() or ())
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - it is told
+            where = whereabouts.address_of_broker(app)
             raise CannotTell(
-                f"the broker {connection.as_uri()} cannot be read: {told(exc)}"
-            ) from exc
+                f"the broker {where} cannot be read: {told(exc)}"
+            ) from masking.cause_to_show(exc)
 
 
 def _answer(

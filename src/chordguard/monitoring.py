@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from celery import shared_task
 from celery.schedules import BaseSchedule
 
-from . import health
+from . import health, settings
 from .diagnosis import Diagnosis
 from .health import Survey
 
@@ -115,13 +115,12 @@ def check(self: Any, max_age: float | None = None, asks_workers: bool = True) ->
 
 
 def _interval(every: float | timedelta) -> float:
-    seconds: Any = every.total_seconds() if isinstance(every, timedelta) else every
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+    if not settings.is_positive_seconds(every):
         raise ValueError(
-            f"every = {every!r} makes no sense: expected seconds (more than 0), a timedelta or a "
-            "schedule such as crontab(minute='*/5')"
+            f"every = {every!r} makes no sense: expected seconds (more than 0, up to 100 "
+            "years), a timedelta or a schedule such as crontab(minute='*/5')"
         )
-    return float(seconds)
+    return float(every.total_seconds() if isinstance(every, timedelta) else every)
 
 
 def _fields_of(chord: Diagnosis) -> dict[str, Any]:

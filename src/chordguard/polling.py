@@ -19,7 +19,7 @@ from celery.canvas import maybe_signature
 from celery.exceptions import ChordError
 from celery.result import GroupResult, result_from_tuple
 
-from . import backends, completion, hooks, settings
+from . import backends, completion, hooks, masking, settings
 from .failures import line_of
 from .policy import Policy
 
@@ -214,7 +214,9 @@ class Poll:
         """Fail a chord that nobody will poll again because of `exc`, unless that was done."""
         body = maybe_signature(self.body, app=self.app)
         if not self._is_over():
-            error = ChordError(f"chord_unlock failed and is not retried: {line_of(exc)}")
+            error = ChordError(
+                f"chord_unlock failed and is not retried: {masking.masked(line_of(exc))}"
+            )
             error.__cause__ = exc
             completion.fail_chord(self.app, self.group_id, body, error)
 

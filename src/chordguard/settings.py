@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.collections import ConfigurationView
@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 
 __all__ = (
     "FIX_PREFIX",
+    "LONGEST",
     "SETTINGS",
     "Setting",
     "check",
     "check_value",
     "get",
     "interval",
+    "is_positive_seconds",
     "seconds",
 )
 
@@ -38,6 +40,10 @@ logger = logging.getLogger("chordguard")
 
 #: Each fix has a switch of this name; its default stands with the patch.
 FIX_PREFIX = "chord_fix_"
+
+#: The longest time that a setting or an option may name, in seconds: a hundred years of 365 days.
+#: `time.sleep`, `timedelta` and dates raise an OverflowError not far beyond it.
+LONGEST = 100 * 365 * 86400
 
 #: Error formats that need no function of the user's.
 ERROR_FORMATS = ("string", "dict", "exception")
@@ -65,11 +71,13 @@ def _is_bool(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < inf
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max  # `nan` is not, nor is 10**400
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= sys.maxsize
 
 
 def _is_max_errors(value: Any) -> bool:
@@ -85,14 +93,13 @@ def _is_error_format(value: Any) -> bool:
 
 def _is_seconds(value: Any) -> bool:
     if isinstance(value, timedelta):
-        return value >= timedelta()
-    return _is_number(value) and value >= 0
+        value = value.total_seconds()
+    return _is_number(value) and 0 <= value <= LONGEST
 
 
-def _is_positive_seconds(value: Any) -> bool:
-    if isinstance(value, timedelta):
-        return value > timedelta()
-    return _is_number(value) and value > 0
+def is_positive_seconds(value: Any) -> bool:
+    """Tell whether `value` is a number of seconds, or a timedelta, between 0 and a century."""
+    return _is_seconds(value) and bool(value)
 
 
 def _or_none(check: Check) -> Check:
@@ -128,8 +135,8 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             "chord_timeout",
             None,
-            "None (never), seconds (more than 0) or a timedelta",
-            _or_none(_is_positive_seconds),
+            "None (never), seconds (more than 0, up to 100 years) or a timedelta",
+            _or_none(is_positive_seconds),
             "Seconds without progress after which a chord is settled.",
             default_from="result_expires",
         ),
@@ -143,7 +150,7 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             "chord_unlock_retry_delay",
             None,
-            "None (Celery's own), seconds (0 or more) or a timedelta",
+            "None (Celery's own), seconds (0 up to 100 years) or a timedelta",
             _or_none(_is_seconds),
             "Seconds before the next poll.",
             default_from="result_chord_retry_interval",
@@ -151,7 +158,7 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             "chord_unlock_first_delay",
             30,
-            "seconds (0 or more) or a timedelta",
+            "seconds (0 up to 100 years) or a timedelta",
             _is_seconds,
             "Seconds before the first poll of a chord that is counted.",
         ),
@@ -165,7 +172,7 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             "chord_watchdog_interval",
             30,
-            "seconds (0 or more; 0: never) or a timedelta",
+            "seconds (0 up to 100 years; 0: never) or a timedelta",
             _is_seconds,
             "Seconds between two looks of each worker at the chords that are due; 0: none.",
         ),
@@ -186,8 +193,8 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             "chord_unlock_retry_backoff_max",
             60,
-            "seconds (more than 0)",
-            _is_positive_seconds,
+            "seconds (more than 0, up to 100 years)",
+            is_positive_seconds,
             "Ceiling in seconds of a delay that grows.",
         ),
         Setting(

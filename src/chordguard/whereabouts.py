@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from json import loads
 from typing import TYPE_CHECKING, Any
 
-from .errors import CannotTell, without_passwords
+from . import masking
+from .errors import CannotTell
 
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("broker_of", "find")
+__all__ = ("address_of_broker", "broker_of", "find")
 
 #: Seconds for which the workers may take to answer.
 ASKING_SECONDS = 1.0
@@ -55,21 +56,30 @@ def broker_of(app: Celery, seconds: float = ASKING_SECONDS) -> Iterator[Any]:
     Raises:
         CannotTell: It cannot be reached.
     """
-    with app.connection_for_write(connect_timeout=seconds) as connection:
-        if connection.transport.driver_type == "redis":
-            # It does not look at the timeout; a worker's answer is read by a command that itself
-            # waits for a second.
-            connection.transport_options = {
-                **connection.transport_options,
-                "socket_connect_timeout": seconds,
-                "socket_timeout": seconds + 1.0,
-            }
+    with ExitStack() as stack:
         try:
+            # It raises where the URL cannot be parsed.
+            connection = stack.enter_context(app.connection_for_write(connect_timeout=seconds))
+            if connection.transport.driver_type == "redis":
+                # It does not look at the timeout; a worker's answer is read by a command that
+                # itself waits for a second.
+                connection.transport_options = {
+                    **connection.transport_options,
+                    "socket_connect_timeout": seconds,
+                    "socket_timeout": seconds + 1.0,
+                }
             connection.ensure_connection(max_retries=1, timeout=seconds)
-        except Exception as exc:
-            why = without_passwords(f"{type(exc).__name__}: {exc}")
-            raise CannotTell(f"the broker {connection.as_uri()} cannot be reached: {why}") from exc
+        except Exception as exc:  # noqa: BLE001 - it is told
+            why = masking.words_of(exc, "broker_url")
+            raise CannotTell(
+                f"the broker {address_of_broker(app)} cannot be reached: {why}"
+            ) from masking.cause_to_show(exc)
         yield connection
+
+
+def address_of_broker(app: Celery) -> str:
+    """Return the URL of the broker without user name and password."""
+    return masking.address_of(app.conf.broker_write_url or "amqp://")
 
 
 def _find(

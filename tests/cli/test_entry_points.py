@@ -7,11 +7,14 @@ import json
 import sys
 from pathlib import Path
 
+import click
 import pytest
+from celery import Celery
 from click.testing import CliRunner
 
 import chordguard
 from chordguard.cli import COMMANDS, chords
+from chordguard.cli.ranges import Range
 from tests import stuck
 from tests.cli.calls import call, project, run
 from tests.harness import ROOT
@@ -94,6 +97,41 @@ def test_every_command_is_there_and_says_what_it_does():
         assert f"\n  {name} " in help_text
         assert 0 == CliRunner().invoke(chords, [name, "--help"]).exit_code
     assert "..." not in help_text.partition("Commands:")[2]
+
+
+NUMBERS = [
+    (name, option.opts[0])
+    for name in COMMANDS
+    for option in chords.get_command(None, name).params
+    if isinstance(option.type, (Range, click.types.FloatParamType, click.types.IntParamType))
+]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e400", "-1", "1e300", "many"])
+@pytest.mark.parametrize(("command", "option"), NUMBERS)
+def test_number_that_makes_no_sense_is_refused_and_named(command, option, value):
+    """`1e400` is infinite, and `time.sleep` does not take `1e300`."""
+    app = Celery("numbers", set_as_current=False, broker="memory://", backend="cache+memory://")
+
+    found = call(app, command, f"{option}={value}")
+
+    assert (2, "") == (found.code, found.stdout)
+    assert f"'{option}': " in found.stderr
+    assert value in found.stderr
+
+
+def test_commands_have_numbers():
+    assert {("check", "--max-hours"), ("list", "--min-hours"), ("watch", "--interval")} < {*NUMBERS}
+
+
+@pytest.mark.parametrize("port", ["65536", "-1", "nan", "1e3", "9" * 5000])
+def test_port_that_makes_no_sense_is_refused_and_named(port):
+    app = Celery("numbers", set_as_current=False, broker="memory://", backend="cache+memory://")
+
+    found = call(app, "metrics", f"--listen=localhost:{port}")
+
+    assert 2 == found.code
+    assert f"localhost:{port}" in found.stderr
 
 
 @pytest.mark.skipif(tomllib is None, reason="tomllib came with Python 3.11")

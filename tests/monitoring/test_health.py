@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import time
 from datetime import timedelta
@@ -141,11 +142,16 @@ def test_answer_is_kept_for_a_while(cluster, monkeypatch):
     assert first["checked"] < health_check(app, max_age=60)["checked"]
 
 
+NO_AGES = [0, -1, True, "1", timedelta(0), math.nan, math.inf, 1e300, 10**400, timedelta.max]
+
+
 @pytest.mark.parametrize("backend_kind", ["redis"])
-@pytest.mark.parametrize("max_age", [0, -1, True, "1", timedelta(0)])
+@pytest.mark.parametrize("max_age", NO_AGES, ids=repr)
 def test_age_that_makes_no_sense_is_refused(cluster, max_age):
     with pytest.raises(ValueError, match=r"max_age = .* makes no sense: expected None, seconds"):
         health_check(cluster.app, max_age=max_age)
+    with pytest.raises(ValueError, match=r"max_age = .* makes no sense: expected None, seconds"):
+        check_stuck_chords(cluster.app, max_age=max_age)
 
 
 @pytest.mark.parametrize("backend_kind", ["redis"])

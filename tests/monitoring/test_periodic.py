@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from datetime import timedelta
 
@@ -89,15 +90,20 @@ def test_other_apps_are_left_alone():
     assert {} == schedule_of(other)
 
 
-@pytest.mark.parametrize("every", [0, -1, True, None, "60", timedelta(0)])
+#: Not a time, or one for which beat would raise an OverflowError.
+TOO_LONG = [math.nan, math.inf, 1e300, 10**400, timedelta.max]
+
+
+@pytest.mark.parametrize("every", [0, -1, True, None, "60", timedelta(0), *TOO_LONG], ids=repr)
 def test_interval_that_makes_no_sense_is_refused(every):
     with pytest.raises(ValueError, match=r"every = .* makes no sense: expected seconds"):
         setup_periodic_monitoring(make(), every=every)
 
 
-def test_age_that_makes_no_sense_is_refused():
-    with pytest.raises(ValueError, match="max_age = 0 makes no sense"):
-        setup_periodic_monitoring(make(), max_age=0)
+@pytest.mark.parametrize("max_age", [0, *TOO_LONG], ids=repr)
+def test_age_that_makes_no_sense_is_refused(max_age):
+    with pytest.raises(ValueError, match=r"max_age = .* makes no sense"):
+        setup_periodic_monitoring(make(), max_age=max_age)
 
 
 @pytest.mark.parametrize("backend_kind", ["redis", "postgresql"])

@@ -178,6 +178,12 @@ class TestValues:
             ("error_format", None),
             ("timeout", 0),
             ("timeout", "soon"),
+            ("timeout", float("nan")),
+            ("timeout", float("inf")),
+            ("timeout", 1e300),
+            ("max_errors", float("nan")),
+            ("max_errors", float("inf")),
+            ("max_errors", 10**400),
         ],
     )
     def test_value_that_makes_no_sense_is_refused(self, t, key, value):

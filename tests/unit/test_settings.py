@@ -27,19 +27,34 @@ VALID = {
     "chord_unlock_retry_jitter": [True, False],
     "chord_fix_header_order": [True, False],
 }
+#: Infinite, or so long that what sleeps or reckons with dates raises an OverflowError.
+TOO_LONG = [float("inf"), 1e300, 10**400, timedelta.max]
 INVALID = {
     "chord_propagate_errors": [None, 0, 1, "False", "no"],
     "chord_error_format": [None, True, 1, "", "text", "json.", ".dumps", "not a path", print],
-    "chord_max_errors": [True, -1, 1.5, -0.1, float("nan"), "3"],
-    "chord_timeout": [0, -1, True, "1 hour", timedelta(0), float("nan")],
-    "chord_unlock_max_retries": [-1, 1.0, True, "3"],
-    "chord_unlock_retry_delay": [-0.1, "1", True, timedelta(seconds=-1), float("nan")],
-    "chord_unlock_first_delay": [None, -1, "30", True, timedelta(seconds=-1), float("inf")],
+    "chord_max_errors": [True, -1, 1.5, -0.1, float("nan"), float("inf"), 10**400, "3"],
+    "chord_timeout": [0, -1, True, "1 hour", timedelta(0), float("nan"), *TOO_LONG],
+    "chord_unlock_max_retries": [-1, 1.0, True, "3", float("nan"), float("inf"), 10**400],
+    "chord_unlock_retry_delay": [
+        *(-0.1, "1", True, timedelta(seconds=-1), float("nan")),
+        *TOO_LONG,
+    ],
+    "chord_unlock_first_delay": [None, -1, "30", True, timedelta(seconds=-1), *TOO_LONG],
     "chord_store_signatures": [None, 0, "yes"],
-    "chord_watchdog_interval": [None, -1, "30", True, float("nan")],
+    "chord_watchdog_interval": [None, -1, "30", True, float("nan"), *TOO_LONG],
     "chord_ledger": [None, 0, 1, "False"],
-    "chord_unlock_retry_backoff": [0, 0.9, -1, "2", True, None, float("nan"), float("inf")],
-    "chord_unlock_retry_backoff_max": [0, -1, "60", None, True],
+    "chord_unlock_retry_backoff": [
+        0,
+        0.9,
+        -1,
+        "2",
+        True,
+        None,
+        float("nan"),
+        float("inf"),
+        10**400,
+    ],
+    "chord_unlock_retry_backoff_max": [0, -1, "60", None, True, float("nan"), *TOO_LONG],
     "chord_unlock_retry_jitter": [None, 0, 1, 0.5],
     "chord_fix_header_order": [None, 0, 1, "False"],
 }
@@ -47,7 +62,7 @@ INVALID = {
 
 def pairs(values):
     return [
-        pytest.param(name, value, id=f"{name}={value!r}")
+        pytest.param(name, value, id=f"{name}={value!r:.40}")
         for name, of_name in values.items()
         for value in of_name
     ]
@@ -241,7 +256,7 @@ def test_check_accepts_or_raises_setting_error_only(name, value):
 
 @given(st.floats() | st.integers())
 def test_max_errors_is_a_count_or_a_share(value):
-    is_valid = value >= 0 if isinstance(value, int) else 0 <= value <= 1
+    is_valid = 0 <= value < 2**63 if isinstance(value, int) else 0 <= value <= 1
     try:
         settings.check_value("chord_max_errors", value)
     except SettingError:

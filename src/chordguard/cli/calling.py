@@ -15,6 +15,7 @@ import click
 
 from ..doctor import CannotLoad, load_app, prepare_app
 from ..errors import CannotTell, LedgerMissing, without_passwords
+from ..masking import words_of
 from .screen import Screen
 
 __all__ = (
@@ -124,7 +125,7 @@ def answer_of(function: Callable[..., Answer], app: Any, options: dict[str, Any]
     except (CannotTell, LedgerMissing) as exc:
         problem = str(exc)
     except Exception as exc:  # noqa: BLE001 - it is told; a traceback would be exit status 1
-        problem = f"{type(exc).__name__}: {exc}"
+        problem = words_of(exc)
     return Answer(CANNOT_TELL, {"problem": problem}, note=f"Cannot tell: {problem}")
 
 

@@ -10,6 +10,7 @@ import click
 from ..diagnosis import KINDS, UNKNOWN, bounded_ledger
 from .calling import Answer, command
 from .members import Member, members_of
+from .ranges import HOURS
 from .screen import Screen, duration, plural
 from .strangers import strangers_of
 from .survey import Chord, Survey, policy_of, survey
@@ -75,7 +76,7 @@ def status(app: Celery, is_scanning: bool) -> Answer:
 
 
 @command("list")
-@click.option("--min-hours", type=click.FloatRange(0), metavar="H", help="Started H hours ago.")
+@click.option("--min-hours", type=HOURS, metavar="H", help="Started H hours ago.")
 @click.option("--body", metavar="GLOB", help="With such a body, as in 'proj.tasks.*'.")
 @click.option(
     "--diagnosis",
@@ -137,7 +138,7 @@ def list_chords(
 @command("check")
 @click.option(
     "--max-hours",
-    type=click.FloatRange(0),
+    type=HOURS,
     metavar="H",
     help="A chord that started longer ago is a problem by that alone.",
 )

@@ -15,6 +15,7 @@ from ..backends import StoredResult
 from ..diagnosis import Diagnosis
 from ..failures import record_of
 from ..ledger.model import Claim, Ledger, leaf_ids, unpack_data
+from ..masking import masked
 
 __all__ = ("Member", "members_of")
 
@@ -93,6 +94,7 @@ def _member(
     if result is None or not result.is_ready:
         return Member(id_, state, name, worker)
     text = record_of(result, None)["text"] if result.failed else safe_repr(result.value)  # type: ignore[no-untyped-call]
+    text = masked(text) if result.failed else text
     return Member(id_, state, name, worker, _iso(extra.get("date_done")), text[:SHOWN])
 
 

@@ -17,6 +17,7 @@ from ..diagnosis import MEMBER_LOST, Diagnosis, examine, ledger_of
 from ..ledger.model import leaf_ids
 from ..repairing import Action, actions_for, carry_out
 from .calling import CANCELLED, CANNOT_TELL, HEALTHY, PROBLEMS, Answer, Cannot, command, say
+from .ranges import HOURS
 from .screen import Screen, plural
 from .survey import Chord, Survey, survey
 
@@ -123,7 +124,7 @@ def fix(app: Celery, is_sure: bool) -> Answer:
 @ids_argument
 @click.option(
     "--max-hours",
-    type=click.FloatRange(0),
+    type=HOURS,
     metavar="H",
     help="Revoke the chords that started longer ago.",
 )

@@ -23,7 +23,7 @@ def _address(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
     if value is None:
         return None
     host, port = value.rpartition(":")[::2]
-    if not port.isdecimal() or int(port) > 65535:
+    if not (port.isdecimal() and len(port) <= 5 and int(port) <= 65535):
         raise click.BadParameter(
             f"{value!r} is no address: expected HOST:PORT, such as 127.0.0.1:9808"
         )

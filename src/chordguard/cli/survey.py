@@ -15,7 +15,7 @@ from ..diagnosis import UNKNOWN, Diagnosis, bounded_ledger, diagnose_all, examin
 from ..errors import CannotTell
 from ..policy import Policy
 from ..repairing import actions_for
-from ..whereabouts import broker_of
+from ..whereabouts import address_of_broker, broker_of
 from .calling import CANNOT_TELL, HEALTHY, PROBLEMS
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def _check_workers(app: Celery) -> None:
         if not app.control.ping(timeout=ASKING_SECONDS, limit=1, connection=connection):
             raise CannotTell(
                 f"no worker answered within {ASKING_SECONDS:g} s: start one, or look whether "
-                f"it uses this broker ({connection.as_uri()})"
+                f"it uses this broker ({address_of_broker(app)})"
             )
 
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import CannotTell, LedgerMissing
+from ..settings import LONGEST
 from .calling import CANNOT_TELL, SCHEMA, STATUSES, Answer, command
+from .ranges import Range
 from .screen import Screen, duration, new_table, plural
 from .survey import Chord, Survey, survey
 
@@ -24,7 +26,7 @@ BAR = 20
 
 
 @command("watch")
-@click.option("--interval", type=click.FloatRange(0.1), default=2.0, show_default=True, metavar="S")
+@click.option("--interval", type=Range(0.1, LONGEST), default=2.0, show_default=True, metavar="S")
 @click.option("--count", type=click.IntRange(1), metavar="N", help="Look N times, then end.")
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, metavar="N")
 def watch(app: Celery, interval: float, count: int | None, limit: int) -> Answer:

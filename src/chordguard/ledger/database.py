@@ -37,7 +37,7 @@ from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from .. import backends
+from .. import backends, masking
 from ..backends import StoredResult
 from . import connections, model
 from .model import (
@@ -675,8 +675,9 @@ class DatabaseLedger(Ledger):
             return True
         self._complain(
             f"the tables {self.tables.chord.fullname} and {self.tables.member.fullname} are not "
-            f"there and cannot be created ({error.orig}): have them created with the output of "
-            f"`python -m chordguard ddl --dialect {engine.dialect.name}` and restart"
+            f"there and cannot be created ({masking.masked(str(error.orig))}): have them created "
+            f"with the output of `python -m chordguard ddl --dialect {engine.dialect.name}` and "
+            "restart"
         )
         return False
 
