@@ -37,6 +37,7 @@ __all__ = (
     "is_polled",
     "is_redis",
     "is_supported",
+    "is_supported_class",
     "names_of",
     "read_metas",
     "read_results",
@@ -98,6 +99,11 @@ def is_supported(backend: Any) -> bool:
     return is_redis(backend) or is_database(backend)
 
 
+def is_supported_class(kind: type) -> bool:
+    """Tell whether the backends of a class are supported; see `is_supported`."""
+    return any(issubclass(kind, _class(*path)) for path in (_REDIS, _DATABASE))
+
+
 def takes_chords(backend: Any) -> bool:
     """Tell whether Celery starts a chord on `backend`: RPC and no backend at all refuse them."""
     return _is_stock(backend, "ensure_chords_allowed")
@@ -138,8 +144,7 @@ def why_unsupported(app: Celery) -> str | None:
     except Exception as exc:  # noqa: BLE001 - whatever a driver raises
         why = masking.why_unparsable(exc, "result_backend") or masking.masked(str(exc))
         return f"the result backend cannot be loaded: {why}"
-    supported = [_class(*path) for path in (_REDIS, _DATABASE)]
-    if any(issubclass(kind, each) for each in supported):
+    if is_supported_class(kind):
         return None
     if kind.__name__ == "DisabledBackend":
         return "the app has no result backend: Celery cannot run chords without one"

@@ -19,7 +19,7 @@ from kombu.exceptions import OperationalError
 from kombu.utils.encoding import safe_repr
 
 from . import hooks, signals
-from .backends import StoredResult, is_redis
+from .backends import StoredResult, is_database, is_redis
 from .errors import ChordMemberLost
 from .failures import describe, record_of, to_exception
 from .ledger.model import Header, header_of, leaf_ids
@@ -193,7 +193,10 @@ def finish(
         error = exc
         if not isinstance(exc, ChordError):
             error = _caused_by(exc, f"Callback error: {safe_repr(exc)}")  # type: ignore[no-untyped-call]
-        fail_chord(app, group_id, body, error, errors=errors, started=started)
+        # `celery.chord_unlock` logs what caused the error, of those that Celery raises, too.
+        is_celerys = settled is None and not policy.tolerate
+        raised = error.__cause__ if is_celerys and is_database(app.backend) else None
+        fail_chord(app, group_id, body, error, errors=errors, started=started, raised=raised)
         return False
     if errors:
         logger.info(
@@ -211,6 +214,7 @@ def fail_chord(
     *,
     errors: int = 0,
     started: float | None = None,
+    raised: BaseException | None = None,
 ) -> None:
     """Fail a chord for good: log it as Celery does, settle what waits for it, send the signals.
 
@@ -221,9 +225,12 @@ def fail_chord(
         exc: Why it failed.
         errors: How many of its members failed or were lost.
         started: When it started (Unix time), if that is known.
+        raised: What the log tells in place of `exc`.
     """
+    raised = raised or exc
     # Alerts are made for this line: the logger, the level and the words are those of Celery.
-    _celery_logger(app.backend).error("Chord %r raised: %r", group_id, exc, exc_info=exc)
+    exc_info = (type(raised), raised, raised.__traceback__ or exc.__traceback__)
+    _celery_logger(app.backend).error("Chord %r raised: %r", group_id, raised, exc_info=exc_info)
     if hooks.fails_itself(app.backend):
         app.backend.chord_error_from_stack(body, exc)
     else:

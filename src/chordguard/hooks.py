@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import celery
 from celery.app.backends import by_url
 
+from . import backends
 from ._patch import is_ours
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def found(app: Celery) -> list[Hook]:
         kind, _ = by_url(app.backend_cls or app.conf.result_backend, app.loader)
     except Exception:  # noqa: BLE001 - `backends.why_unsupported` tells it
         return []
-    return list(_found(app, kind))
+    return list(_found(app, kind)) if backends.is_supported_class(kind) else []
 
 
 def _found(app: Celery, kind: Any) -> Iterator[Hook]:

@@ -127,3 +127,13 @@ def test_report_and_doctor_name_it(backend_of, backend, name, instead):
 
     assert name in report
     assert any(name in finding and instead in finding for finding in findings)
+
+
+def test_backend_of_another_kind_is_not_looked_into():
+    """It has ways of its own to count chords, which nobody replaced."""
+    settings = {"result_backend": "tests.hooked.other:Other+x://", "broker_url": "memory://"}
+    app = make_app({"name": "other", "tasks": "tests.tasks", "settings": settings}, patched=True)
+    try:
+        assert [] == hooks.found(app)
+    finally:
+        app.close()
