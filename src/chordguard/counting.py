@@ -59,33 +59,39 @@ UNLOCK_ID = "chordguard_task_id"
 _UNLOCK = UUID("b3c1cf9c-6b5c-4a8e-9a55-7d0f0e2f6a10")
 
 
-def ledger_of(backend: Any, *, asked: bool = True) -> Any:
-    """Return the ledger of a `backend`; None where there is none, or it cannot be reached now.
+def ledger_of(backend: Any, *, asked: bool = True, is_read: bool = False) -> Any:
+    """Return the ledger of a `backend`; None where there is none, or it cannot be used now.
 
-    `asked` is whether the setting ``chord_ledger`` decides.
+    Arguments:
+        backend: The result backend.
+        asked: Whether the setting ``chord_ledger`` decides.
+        is_read: Whether it is enough that the ledger can be read.
     """
     try:
-        return ledger_on(backend, asked=asked)
+        return ledger_on(backend, asked=asked, is_read=is_read)
     except Exception:  # noqa: BLE001 - it is logged
         warn_once("Chords are polled for now: the ledger cannot be reached")
         return None
 
 
-def ledger_on(backend: Any, *, asked: bool = True) -> Any:
+def ledger_on(backend: Any, *, asked: bool = True, is_read: bool = False) -> Any:
     """Return what `ledger_of` returns, but raise what the driver raises."""
     if asked and not settings.get(backend.app, "chord_ledger"):
         return None
     if backends.is_redis(backend):
         from .ledger.redis import RedisLedger
 
-        return RedisLedger(backend)
-    if not backends.is_database(backend):
-        return None
-    # It needs SQLAlchemy, without which there is no such backend.
-    from .ledger.database import DatabaseLedger
+        ledger: Any = RedisLedger(backend)
+    elif backends.is_database(backend):
+        # It needs SQLAlchemy, without which there is no such backend.
+        from .ledger.database import DatabaseLedger
 
-    ledger = DatabaseLedger(backend)
-    return ledger if ledger.is_usable() else None
+        ledger = DatabaseLedger(backend)
+        if not ledger.is_usable():
+            return None
+    else:
+        return None
+    return ledger if is_read or ledger.may_count() else None
 
 
 _warned: set[tuple[str, type | None]] = set()
@@ -93,7 +99,9 @@ _warned: set[tuple[str, type | None]] = set()
 
 def warn_once(message: str, *args: Any) -> None:
     """Log the exception that is being handled, each kind once in a process."""
-    kind = sys.exc_info()[0]
+    kind, exc, _ = sys.exc_info()
+    if model.is_told(exc):
+        return
     if (message, kind) not in _warned:
         _warned.add((message, kind))
         logger.warning("%s (said once)", message % args, exc_info=True)
@@ -108,11 +116,21 @@ class StoredPart:
         self.is_counted = False
         self.claim: Claim | None = None
 
-    def store(self, statement: Any, values: dict[str, Any]) -> None:
-        """Execute the statement that stores the result, and count the part."""
+    def store(self, statement: Any, values: dict[str, Any]) -> bool:
+        """Execute the statement that stores the result, and count the part.
+
+        Returns:
+            False where the database refuses to count: then nothing was done.
+        """
         group_id, task_id = self.key
-        self.claim = self.ledger.store_and_count(group_id, Part(task_id), (statement, values))
+        try:
+            self.claim = self.ledger.store_and_count(group_id, Part(task_id), (statement, values))
+        except Exception as exc:
+            if not self.ledger.refuse(exc):
+                raise
+            return False
         self.is_counted = True
+        return True
 
 
 #: The part that the store under way is about.
@@ -204,8 +222,9 @@ def end_from_part(ledger: Ledger, claim: Claim, body: Mapping[str, Any]) -> None
     """End a chord where its last part was counted; what fails is left to the watchdog."""
     try:
         end(ledger, claim, body)
-    except Exception:
-        logger.exception("Chord %s ends late: it could not be ended", claim.group_id)
+    except Exception as exc:
+        if not model.is_told(exc):
+            logger.exception("Chord %s ends late: it could not be ended", claim.group_id)
 
 
 def end(
@@ -263,7 +282,10 @@ def end(
                 is_tried_again=settled is None,
             )
             is_finished = True
-            ledger.close(claim.group_id)
+            try:
+                ledger.close(claim.group_id)
+            except Exception:  # noqa: BLE001 - it is logged
+                warn_once("Chord %s has ended, and stays in the ledger", claim.group_id)
     except OperationalError:
         logger.warning("Chord %s: its body cannot be published now", claim.group_id, exc_info=True)
         ledger.release(claim)

@@ -26,7 +26,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -114,6 +114,8 @@ class Tables:
             sa.Column("payload", _LONG_BINARY),
             schema=schemas[1],
         )
+        #: What the ledger needs a right for, and a statement that needs it and changes nothing.
+        self.probes = (*_probes(self.chord, "due"), *_probes(self.member))
         self._write_chord(self.chord.c)
         self._write_member(self.member.c)
         self._write_count_in_one(self.chord.c, self.member.c)
@@ -261,9 +263,26 @@ def _is_this(chord: Any) -> Any:
     return chord.id == sa.bindparam("chord")
 
 
+def _beginning(exc: Any) -> str:
+    """Return what a refused statement would have done, as far as it says so."""
+    words = str(exc.statement or "").split()
+    return " ".join(words[:1])
+
+
 def _joined(header: Header, added: Header) -> Header:
     """Join the members; what is there already came with an attempt whose answer was lost."""
     return [*header, *(member for member in added if member not in header)]
+
+
+def _probes(table: Any, *updated: str) -> Iterator[tuple[str, Any]]:
+    nothing = sa.select(*(sa.null() for _ in table.columns)).where(sa.false())
+    names = [column.name for column in table.columns]
+    yield f"SELECT {table.fullname}", sa.select(*table.columns).where(sa.false())
+    yield f"INSERT {table.fullname}", table.insert().from_select(names, nothing)
+    if updated:
+        values = dict.fromkeys(updated)
+        yield f"UPDATE {table.fullname}", table.update().where(sa.false()).values(values)
+    yield f"DELETE {table.fullname}", table.delete().where(sa.false())
 
 
 @cache
@@ -276,6 +295,13 @@ def _insert(table: sa.Table, dialect: str) -> Any:
 
 #: Whether the tables are there, by (URL, tables); what is not listed was not looked at yet.
 _are_there: dict[tuple[str, Tables], bool] = {}
+
+#: Until when (monotonic seconds) chords are not counted, by (URL, tables): 0 where the rights
+#: were looked at and none is missing.
+_refused_until: dict[tuple[str, Tables], float] = {}
+
+#: What was warned of, by (URL, tables): the rights, or the statement, that the database refused.
+_told: set[tuple[tuple[str, Tables], str]] = set()
 
 
 @contextmanager
@@ -327,6 +353,64 @@ class DatabaseLedger(Ledger):
         if self._key not in _are_there:
             _are_there[self._key] = backends.with_retries(self.backend, self._create_tables)
         return _are_there[self._key]
+
+    def may_count(self) -> bool:
+        until = _refused_until.get(self._key)
+        if until == 0:
+            return True
+        if until is None or time.monotonic() >= until:
+            refused = backends.with_retries(self.backend, self.refused)
+            if not refused:
+                _refused_until[self._key] = 0
+                return True
+            self._stop_counting(refused)
+        return False
+
+    def refuse(self, exc: BaseException) -> bool:
+        if not backends.is_refusal(exc):
+            return False
+        refused: dict[str, BaseException] = {}
+        with suppress(Exception):
+            refused.update(self.refused())
+        self._stop_counting(refused or {_beginning(exc): exc})
+        model.tell(exc)
+        return True
+
+    def refused(self) -> dict[str, Exception]:
+        """Return which statements the database refuses, such as "UPDATE chordguard_chord".
+
+        Nothing is changed for it; the values are what was raised.
+        """
+        try:
+            with self._transaction() as connection:
+                for _, probe in self.tables.probes:
+                    connection.execute(probe)
+            return {}
+        except DatabaseError as exc:
+            if not backends.is_refusal(exc):
+                raise
+        found: dict[str, Exception] = {}
+        for right, probe in self.tables.probes:
+            try:
+                with self._transaction() as connection:
+                    connection.execute(probe)
+            except DatabaseError as exc:
+                if not backends.is_refusal(exc):
+                    raise
+                found[right] = exc
+        return found
+
+    def _stop_counting(self, refused: Mapping[str, BaseException]) -> None:
+        _refused_until[self._key] = time.monotonic() + model.REFUSED_SECONDS
+        what = ", ".join(refused)
+        if (self._key, what) not in _told:
+            _told.add((self._key, what))
+            exc: Any = next(iter(refused.values()))
+            reason = next(iter(str(exc.orig).splitlines()), "")
+            self._complain(
+                f"the database refuses {what} ({reason}); grant the user of the result backend "
+                f"these rights; they are looked at again after {model.REFUSED_SECONDS:g} s"
+            )
 
     def open(
         self,
@@ -626,9 +710,10 @@ class DatabaseLedger(Ledger):
     def _retried(self, operation: Callable[[], T]) -> T:
         try:
             return backends.with_retries(self.backend, operation)
-        except DatabaseError:
-            # Perhaps somebody has dropped the tables: the next one looks.
-            _are_there.pop(self._key, None)
+        except DatabaseError as exc:
+            if not self.refuse(exc):
+                # Perhaps somebody has dropped the tables: the next one looks.
+                _are_there.pop(self._key, None)
             raise
 
     @contextmanager
