@@ -282,10 +282,7 @@ def end(
                 is_tried_again=settled is None,
             )
             is_finished = True
-            try:
-                ledger.close(claim.group_id)
-            except Exception:  # noqa: BLE001 - it is logged
-                warn_once("Chord %s has ended, and stays in the ledger", claim.group_id)
+            ledger.close(claim.group_id)
     except OperationalError:
         logger.warning("Chord %s: its body cannot be published now", claim.group_id, exc_info=True)
         ledger.release(claim)

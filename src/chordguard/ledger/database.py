@@ -358,13 +358,17 @@ class DatabaseLedger(Ledger):
         until = _refused_until.get(self._key)
         if until == 0:
             return True
-        if until is None or time.monotonic() >= until:
-            refused = backends.with_retries(self.backend, self.refused)
-            if not refused:
-                _refused_until[self._key] = 0
-                return True
+        if until is not None and time.monotonic() < until:
+            return False
+        try:
+            refused = self.refused()
+        except Exception:  # noqa: BLE001 - whoever counts now finds that out with retries
+            return True
+        if refused:
             self._stop_counting(refused)
-        return False
+        else:
+            _refused_until[self._key] = 0
+        return not refused
 
     def refuse(self, exc: BaseException) -> bool:
         if not backends.is_refusal(exc):
