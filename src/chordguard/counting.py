@@ -20,7 +20,7 @@ from celery.exceptions import ChordError
 from kombu.exceptions import OperationalError
 
 from . import backends, claims, completion, settings, signals
-from .ledger import model
+from .ledger import model, rights
 from .ledger.model import Claim, Ledger, Part
 from .policy import Policy
 
@@ -100,7 +100,7 @@ _warned: set[tuple[str, type | None]] = set()
 def warn_once(message: str, *args: Any) -> None:
     """Log the exception that is being handled, each kind once in a process."""
     kind, exc, _ = sys.exc_info()
-    if model.is_told(exc):
+    if rights.is_told(exc):
         return
     if (message, kind) not in _warned:
         _warned.add((message, kind))
@@ -223,7 +223,7 @@ def end_from_part(ledger: Ledger, claim: Claim, body: Mapping[str, Any]) -> None
     try:
         end(ledger, claim, body)
     except Exception as exc:
-        if not model.is_told(exc):
+        if not rights.is_told(exc):
             logger.exception("Chord %s ends late: it could not be ended", claim.group_id)
 
 

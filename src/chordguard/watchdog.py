@@ -30,7 +30,7 @@ from .diagnosis import (
     examine,
     examine_all,
 )
-from .ledger import model
+from .ledger import model, rights
 from .ledger.model import Header, Ledger
 from .repairing import Action, actions_for, carry_out
 
@@ -250,7 +250,7 @@ class Watchdog:
             seconds = _seconds_until_next(ledger, _mended(ledger, found, actions))
         except Exception as exc:
             # It stays taken for a while: then somebody looks again.
-            if not model.is_told(exc):
+            if not rights.is_told(exc):
                 logger.exception("Chord %s could not be looked at", found.group_id)
             return
         # What the ledger does not know any more is not due any more.

@@ -39,7 +39,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from .. import backends
 from ..backends import StoredResult
-from . import connections, model
+from . import connections, model, rights
 from .model import (
     Claim,
     Header,
@@ -64,6 +64,9 @@ T = TypeVar("T")
 
 #: The databases on which chords are counted, as SQLAlchemy names them.
 DIALECTS = ("mariadb", "mysql", "postgresql", "sqlite")
+
+#: What a warning begins with where chords cannot be counted.
+POLLED = "Chords are polled, not counted, as in Celery alone"
 
 #: How an insert passes over a row that is there already, by dialect.
 _INSERT_PREFIX = {"mysql": "IGNORE", "mariadb": "IGNORE", "sqlite": "OR IGNORE"}
@@ -263,10 +266,14 @@ def _is_this(chord: Any) -> Any:
     return chord.id == sa.bindparam("chord")
 
 
-def _beginning(exc: Any) -> str:
-    """Return what a refused statement would have done, as far as it says so."""
-    words = str(exc.statement or "").split()
-    return " ".join(words[:1])
+def _verb(exc: Any) -> str:
+    """Return what a refused statement begins with."""
+    return next(iter(str(exc.statement or "").split()), "")
+
+
+def _reason(exc: Any) -> str:
+    """Return the first line of what the driver says."""
+    return next(iter(str(exc.orig).splitlines()), "")
 
 
 def _joined(header: Header, added: Header) -> Header:
@@ -295,13 +302,6 @@ def _insert(table: sa.Table, dialect: str) -> Any:
 
 #: Whether the tables are there, by (URL, tables); what is not listed was not looked at yet.
 _are_there: dict[tuple[str, Tables], bool] = {}
-
-#: Until when (monotonic seconds) chords are not counted, by (URL, tables): 0 where the rights
-#: were looked at and none is missing.
-_refused_until: dict[tuple[str, Tables], float] = {}
-
-#: What was warned of, by (URL, tables): the rights, or the statement, that the database refused.
-_told: set[tuple[tuple[str, Tables], str]] = set()
 
 
 @contextmanager
@@ -355,66 +355,35 @@ class DatabaseLedger(Ledger):
         return _are_there[self._key]
 
     def may_count(self) -> bool:
-        until = _refused_until.get(self._key)
-        if until == 0:
-            return True
-        if until is not None and time.monotonic() < until:
-            return False
-        try:
-            refused = self.refused()
-        except Exception:  # noqa: BLE001 - whoever counts now finds that out with retries
-            return True
-        if refused:
-            self._stop_counting(refused)
-        else:
-            _refused_until[self._key] = 0
-        return not refused
+        return rights.may_count(self._key, self.refused, POLLED)
 
     def refuse(self, exc: BaseException) -> bool:
         if not backends.is_refusal(exc):
             return False
-        refused: dict[str, BaseException] = {}
+        refused = {_verb(exc): _reason(exc)}
         with suppress(Exception):
-            refused.update(self.refused())
-        self._stop_counting(refused or {_beginning(exc): exc})
-        model.tell(exc)
+            refused = self.refused() or refused
+        rights.stop_counting(self._key, refused, POLLED)
+        rights.tell(exc)
         return True
 
-    def refused(self) -> dict[str, Exception]:
-        """Return which statements the database refuses, such as "UPDATE chordguard_chord".
+    def refused(self) -> dict[str, str]:
+        probes = [probe for _, probe in self.tables.probes]
+        if self._why_refused(*probes) is None:
+            return {}
+        found = {what: self._why_refused(probe) for what, probe in self.tables.probes}
+        return {what: why for what, why in found.items() if why is not None}
 
-        Nothing is changed for it; the values are what was raised.
-        """
+    def _why_refused(self, *statements: Any) -> str | None:
         try:
             with self._transaction() as connection:
-                for _, probe in self.tables.probes:
-                    connection.execute(probe)
-            return {}
+                for statement in statements:
+                    connection.execute(statement)
         except DatabaseError as exc:
             if not backends.is_refusal(exc):
                 raise
-        found: dict[str, Exception] = {}
-        for right, probe in self.tables.probes:
-            try:
-                with self._transaction() as connection:
-                    connection.execute(probe)
-            except DatabaseError as exc:
-                if not backends.is_refusal(exc):
-                    raise
-                found[right] = exc
-        return found
-
-    def _stop_counting(self, refused: Mapping[str, BaseException]) -> None:
-        _refused_until[self._key] = time.monotonic() + model.REFUSED_SECONDS
-        what = ", ".join(refused)
-        if (self._key, what) not in _told:
-            _told.add((self._key, what))
-            exc: Any = next(iter(refused.values()))
-            reason = next(iter(str(exc.orig).splitlines()), "")
-            self._complain(
-                f"the database refuses {what} ({reason}); grant the user of the result backend "
-                f"these rights; they are looked at again after {model.REFUSED_SECONDS:g} s"
-            )
+            return _reason(exc)
+        return None
 
     def open(
         self,
@@ -769,4 +738,4 @@ class DatabaseLedger(Ledger):
         return bool(sa.inspect(engine).has_table(member.name, schema=member.schema))
 
     def _complain(self, why: str) -> None:
-        logger.warning("Chords are polled, not counted, as in Celery alone: %s", why)
+        logger.warning("%s: %s", POLLED, why)

@@ -27,13 +27,11 @@ __all__ = (
     "Part",
     "Record",
     "header_of",
-    "is_told",
     "leaf_ids",
     "new_owner",
     "new_token",
     "pack",
     "pack_data",
-    "tell",
     "unpack",
     "unpack_body",
     "unpack_data",
@@ -46,9 +44,6 @@ Header = Sequence[Any]
 #: Seconds for which the one who ends a chord keeps others from doing so, unless it is renewed.
 CLAIM_SECONDS = 60.0
 
-#: Seconds for which chords are not counted after the server refused to, before it is asked again.
-REFUSED_SECONDS = 60.0
-
 #: How many characters of a token say whose it is.
 OWNER_LENGTH = 12
 
@@ -60,20 +55,6 @@ def new_owner() -> str:
 
 #: Whose tokens this process makes: its own, or those of the worker that it is a child of.
 owner = new_owner()
-
-
-#: The attribute of an exception that was warned of: :meth:`Ledger.refuse` sets it.
-_TOLD = "chordguard_told"
-
-
-def tell(exc: BaseException) -> None:
-    """Note that `exc` was warned of."""
-    setattr(exc, _TOLD, True)
-
-
-def is_told(exc: BaseException | None) -> bool:
-    """Return whether `exc` was warned of, so that it need not be logged again."""
-    return getattr(exc, _TOLD, False)
 
 
 @dataclass(frozen=True)
@@ -162,15 +143,19 @@ class Ledger(Protocol):
 
     def may_count(self) -> bool:
         """Tell whether the server lets chords be counted, as far as is known; warn once if not."""
-        return True
 
     def refuse(self, exc: BaseException) -> bool:
-        """Stop counting for :data:`REFUSED_SECONDS` if `exc` says that the server refuses it.
+        """Stop counting for a while if `exc` says that the server refuses it, and warn once.
 
         Returns:
-            Whether it does; it was warned of then (see :func:`is_told`).
+            Whether it does; such an exception need not be logged again (see :mod:`.rights`).
         """
-        return False
+
+    def refused(self) -> Mapping[str, str]:
+        """Return what the server refuses to do for the ledger, and its reason for each.
+
+        Nothing is changed for it.
+        """
 
     def keep_engine(self) -> None:
         """Keep a connection between calls in this thread, outside the children of a pool, too."""

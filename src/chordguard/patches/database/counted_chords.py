@@ -19,7 +19,7 @@ from kombu.exceptions import EncodeError
 
 from ... import backends, completion, counting, starting, watchdog
 from ..._patch import Patch, celery_5_5
-from ...ledger import model
+from ...ledger import rights
 from ...polling import Poll
 
 logger = logging.getLogger("chordguard")
@@ -216,7 +216,7 @@ def _look(poll: Poll) -> tuple[float | None, bool]:
             )
             return delay, False
     except Exception as exc:
-        if not model.is_told(exc):
+        if not rights.is_told(exc):
             raise
     return _look_without_rights(poll, pace)
 
@@ -233,7 +233,7 @@ def _look_without_rights(poll: Poll, pace: float) -> tuple[float | None, bool]:
         try:
             record = ledger.read(poll.group_id)
         except Exception as exc:
-            if not model.is_told(exc):
+            if not rights.is_told(exc):
                 raise
         else:
             if record is None:
