@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import _patch, backends, counting, polling, settings
 from . import patches as _all_patches  # noqa: F401 - fills the registry
-from .errors import SettingError
+from .diagnosis import bounded_ledger
+from .errors import LedgerMissing, SettingError
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = (
     "CannotLoad",
     "Finding",
+    "ask_backend",
     "defects",
     "examine",
     "load_app",
@@ -39,6 +41,8 @@ SIMILAR = 0.8
 NAMES_SHOWN = 5
 
 UNLOCK = "celery.chord_unlock"
+
+GRANT = "grant it to the user of the result backend"
 
 
 class CannotLoad(Exception):
@@ -116,6 +120,38 @@ def examine(app: Celery) -> list[Finding]:
         for look in LOOKS_AT_TASKS:
             findings += look(app)
     return findings
+
+
+def ask_backend(app: Celery, seconds: float = 2.0) -> list[Finding]:
+    """Return what the server of the results refuses to do for the ledger; it is connected to.
+
+    Nothing is changed for it, and no table is created.
+
+    Arguments:
+        app: The app, with the patches.
+        seconds: After which an answer is given up.
+
+    Raises:
+        CannotTell: The result backend cannot be read.
+    """
+    if not settings.get(app, "chord_ledger"):
+        return []
+    try:
+        with bounded_ledger(app, seconds) as ledger:
+            refused = ledger.refused()
+    except LedgerMissing:
+        return [
+            Finding(
+                "the ledger",
+                "its tables are not there: chords are polled, as by Celery alone",
+                "start a worker whose database user may create them, or have the output of "
+                "`python -m chordguard ddl` executed",
+            )
+        ]
+    return [
+        Finding(what, f"the result backend refuses it ({why}): chords are left to Celery alone", GRANT)
+        for what, why in refused.items()
+    ]
 
 
 def defects(app: Celery) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
+from types import SimpleNamespace
 
 import pytest
 import redis
@@ -242,18 +243,89 @@ def test_user_of_redis_whose_rights_do_not_suffice(
 
 
 @pytest.mark.parametrize("how", ["OOM", "READONLY"])
-def test_redis_that_refused_writes_for_a_while(limited_redis, record, how):
+def test_redis_that_refused_writes_for_a_while(limited_redis, record, gate, how):
+    """Celery alone loses results then; the chords that follow end well, and the log stays short."""
     limited_redis.limit()
 
     with cluster_of(limited_redis) as cluster:
         t = cluster.tasks
-        run_chords(cluster, record, 2)
+        waiting = [t.wait_for_file.s(gate.path, number) for number in range(2)]
+        chord(waiting, t.collect.s()).apply_async()
         limited_redis.refuse_writes(how)
-        for number in range(10):
-            # By the worker: the producer is refused as by Celery alone.
-            t.echo.delay(number, record=record.path)
-        wait_until(lambda: record.count("echo") >= 10, what="the tasks")
-        wait_until(lambda: "the server refuses" in cluster.worker.log_text(), what="a warning")
+        gate.open()
+        for number in range(4):
+            t.echo.apply_async((number, record.path))
+        wait_until(lambda: record.count("echo") >= 4, 20, what="the tasks")
         limited_redis.accept_writes()
         run_chords(cluster, record)
-        print("LOG", cluster.worker.log_text())
+
+        log = cluster.worker.log_text()
+        assert log.count("the server refuses") <= PROCESSES
+        assert log.count("(said once)") <= PROCESSES
+
+
+@pytest.fixture
+def sqlite(servers, require):
+    """A SQLite database in which a trigger refuses to count."""
+    require("redis")
+    with contextlib.closing(Stack(servers, "sqlite", "redis")) as stack:
+        yield SimpleNamespace(stack=stack, url=stack.result_url)
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_trigger_that_refuses_to_count(sqlite, record, gate, caplog, is_late):
+    engine = sa.create_engine(sqlite.stack.database_url)
+
+    def refuse():
+        with engine.begin() as connection:
+            connection.execute(
+                sa.text(
+                    "CREATE TRIGGER refused BEFORE UPDATE ON chordguard_chord "
+                    "BEGIN SELECT RAISE(ABORT, 'not today'); END"
+                )
+            )
+
+    if not is_late:
+        with engine.begin() as connection:
+            for statement in Tables.of(None).ddl("sqlite"):
+                connection.execute(sa.text(statement))
+        refuse()
+    with cluster_of(sqlite) as cluster:
+        t = cluster.tasks
+        if is_late:
+            waiting = [t.wait_for_file.s(gate.path, number) for number in range(2)]
+            late = chord(waiting, t.collect.s(record=record.path)).apply_async()
+            refuse()
+            gate.open()
+            assert [0, 1] == cluster.run(late, 30)
+            assert ["body [0, 1]"] == record.lines()
+        run_chords(cluster, record)
+
+        check_log(cluster.worker, caplog, "not today")
+    engine.dispose()
+
+
+@pytest.mark.parametrize("limited", ["postgresql"], indirect=True)
+def test_fleet_in_which_some_may_count(limited, record):
+    """Workers of the owner and of the user without rights end chords together."""
+    limited.grant("SELECT", "INSERT", "DELETE")
+    owner = f"db+{limited.stack.database_url}"
+
+    with cluster_of(limited) as cluster:
+        config = {**cluster.config, "settings": {**cluster.config["settings"]}}
+        config["settings"]["result_backend"] = owner
+        with running_worker(config, loglevel="WARNING"):
+            app = make_app(config, patched=True)
+            app.set_current()
+            # Started by a process that may count.
+            fleet = Cluster(limited.stack, app, cluster.worker, config)
+            run_chords(fleet, record, 40)
+            run_chords(cluster, record, 10)
+            wait_until(
+                lambda: limited.execute("SELECT count(*) FROM chordguard_chord") == [0],
+                30,
+                what="an empty ledger",
+            )
+            app.close()
+    bodies = record.lines()
+    assert 50 == len(bodies) == len(set(bodies))
