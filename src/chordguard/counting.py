@@ -40,6 +40,7 @@ __all__ = (
     "first_delay",
     "is_ignored",
     "ledger_of",
+    "ledger_of_kind",
     "ledger_on",
     "next_delay",
     "part_of",
@@ -78,20 +79,24 @@ def ledger_on(backend: Any, *, asked: bool = True, is_read: bool = False) -> Any
     """Return what `ledger_of` returns, but raise what the driver raises."""
     if asked and not settings.get(backend.app, "chord_ledger"):
         return None
+    ledger = ledger_of_kind(backend)
+    if ledger is None or not ledger.is_usable():
+        return None
+    return ledger if is_read or ledger.may_count() else None
+
+
+def ledger_of_kind(backend: Any) -> Any:
+    """Return the ledger of a kind of `backend`, which is not connected to; None: it has none."""
     if backends.is_redis(backend):
         from .ledger.redis import RedisLedger
 
-        ledger: Any = RedisLedger(backend)
-    elif backends.is_database(backend):
-        # It needs SQLAlchemy, without which there is no such backend.
-        from .ledger.database import DatabaseLedger
-
-        ledger = DatabaseLedger(backend)
-        if not ledger.is_usable():
-            return None
-    else:
+        return RedisLedger(backend)
+    if not backends.is_database(backend):
         return None
-    return ledger if is_read or ledger.may_count() else None
+    # It needs SQLAlchemy, without which there is no such backend.
+    from .ledger.database import DatabaseLedger
+
+    return DatabaseLedger(backend)
 
 
 _warned: set[tuple[str, type | None]] = set()

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _patch, backends, counting, polling, settings
 from . import patches as _all_patches  # noqa: F401 - fills the registry
-from .diagnosis import bounded_ledger
-from .errors import LedgerMissing, SettingError
+from .errors import CannotTell, SettingError
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -42,7 +41,16 @@ NAMES_SHOWN = 5
 
 UNLOCK = "celery.chord_unlock"
 
+#: Seconds after which a server that is asked is given up.
+ASKED_SECONDS = 2.0
+
+LEFT_TO_CELERY = "chords are left to Celery alone"
 GRANT = "grant it to the user of the result backend"
+NO_TABLES = f"its tables are not there: until they are, {LEFT_TO_CELERY}"
+CREATE = (
+    "start a worker whose database user may create them, or have the output of "
+    "`python -m chordguard ddl` executed"
+)
 
 
 class CannotLoad(Exception):
@@ -122,8 +130,8 @@ def examine(app: Celery) -> list[Finding]:
     return findings
 
 
-def ask_backend(app: Celery, seconds: float = 2.0) -> list[Finding]:
-    """Return what the server of the results refuses to do for the ledger; it is connected to.
+def ask_backend(app: Celery, seconds: float = ASKED_SECONDS) -> list[Finding]:
+    """Return what the result backend refuses to do for the ledger; it is connected to.
 
     Nothing is changed for it, and no table is created.
 
@@ -134,22 +142,22 @@ def ask_backend(app: Celery, seconds: float = 2.0) -> list[Finding]:
     Raises:
         CannotTell: The result backend cannot be read.
     """
-    if not settings.get(app, "chord_ledger"):
+    if backends.why_unsupported(app) or not settings.get(app, "chord_ledger"):
         return []
+    backend = backends.bounded(app, seconds)
     try:
-        with bounded_ledger(app, seconds) as ledger:
-            refused = ledger.refused()
-    except LedgerMissing:
-        return [
-            Finding(
-                "the ledger",
-                "its tables are not there: chords are polled, as by Celery alone",
-                "start a worker whose database user may create them, or have the output of "
-                "`python -m chordguard ddl` executed",
-            )
-        ]
+        ledger = counting.ledger_of_kind(backend)
+        if not ledger.is_there():
+            return [Finding("the ledger", NO_TABLES, CREATE)]
+        refused = ledger.refused()
+    except backends.errors(backend) as exc:
+        line = next(iter(str(getattr(exc, "orig", None) or exc).splitlines()), "")
+        where = backends.address(app)
+        raise CannotTell(f"the result backend {where} cannot be read: {line}") from exc
+    finally:
+        backends.disconnect(backend)
     return [
-        Finding(what, f"the result backend refuses it ({why}): chords are left to Celery alone", GRANT)
+        Finding(what, f"the result backend refuses it ({why}): {LEFT_TO_CELERY}", GRANT)
         for what, why in refused.items()
     ]
 

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import pytest
 import redis
 import sqlalchemy as sa
-from celery import VERSION, chord
+from celery import VERSION, Celery, chord
 
+from chordguard import doctor, install_patches
+from chordguard.errors import CannotTell
 from chordguard.ledger.database import Tables
 from tests.app_factory import make_app
 from tests.harness import Cluster, Stack, running_worker, wait_until
@@ -329,3 +331,60 @@ def test_fleet_in_which_some_may_count(limited, record):
             app.close()
     bodies = record.lines()
     assert 50 == len(bodies) == len(set(bodies))
+
+
+def app_on(url):
+    app = Celery("doctor", broker="memory://", backend=url, set_as_current=False)
+    install_patches(app)
+    return app
+
+
+class TestDoctor:
+    """The doctor that may connect (``doctor --connect``)."""
+
+    @pytest.mark.parametrize("missing", RIGHTS)
+    def test_names_the_rights_that_are_missing(self, limited, missing):
+        limited.grant(*(right for right in RIGHTS if right != missing))
+
+        found = doctor.ask_backend(app_on(limited.url))
+
+        tables = LEDGER[:1] if missing == "UPDATE" else LEDGER
+        assert [f"{missing} {table}" for table in tables] == [each.subject for each in found]
+
+    def test_finds_nothing_where_none_is_missing(self, limited):
+        limited.grant(*RIGHTS)
+
+        assert [] == doctor.ask_backend(app_on(limited.url))
+        assert [0] == limited.execute("SELECT count(*) FROM chordguard_chord")
+
+    def test_finds_a_database_that_is_read_only(self, limited):
+        if limited.kind != "postgresql":
+            pytest.skip("read-only for the whole server there")
+        limited.grant(*RIGHTS)
+        limited.execute(f"ALTER ROLE {limited.name} SET default_transaction_read_only = on")
+
+        found = doctor.ask_backend(app_on(limited.url))
+
+        assert {"INSERT", "UPDATE", "DELETE"} == {each.subject.split()[0] for each in found}
+        assert "read-only" in found[0].danger
+
+    def test_creates_no_tables(self, sqlite):
+        found = doctor.ask_backend(app_on(sqlite.url))
+
+        assert ["the ledger"] == [each.subject for each in found]
+        engine = sa.create_engine(sqlite.stack.database_url)
+        assert not {*LEDGER} & {*sa.inspect(engine).get_table_names()}
+        engine.dispose()
+
+    def test_names_what_a_user_of_redis_may_not_do(self, limited_redis):
+        limited_redis.limit("-hset")
+        (found,) = doctor.ask_backend(app_on(limited_redis.url))
+        assert found.subject.startswith("HSET ")
+
+        limited_redis.limit()
+        assert [] == doctor.ask_backend(app_on(limited_redis.url))
+        assert 0 == limited_redis.client.dbsize()
+
+    def test_says_that_a_server_does_not_answer(self):
+        with pytest.raises(CannotTell, match="cannot be read"):
+            doctor.ask_backend(app_on("redis://localhost:1/0"))

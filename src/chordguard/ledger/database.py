@@ -354,6 +354,10 @@ class DatabaseLedger(Ledger):
             _are_there[self._key] = backends.with_retries(self.backend, self._create_tables)
         return _are_there[self._key]
 
+    def is_there(self) -> bool:
+        with self._session() as session:
+            return self._has_tables(session.get_bind())
+
     def may_count(self) -> bool:
         return rights.may_count(self._key, self.refused, POLLED)
 

@@ -141,6 +141,14 @@ class Ledger(Protocol):
 
     backend: Any
 
+    def is_usable(self) -> bool:
+        """Tell whether there is a place to keep chords; create it if need be."""
+        return True
+
+    def is_there(self) -> bool:
+        """Tell whether there is a place to keep chords; create nothing."""
+        return True
+
     def may_count(self) -> bool:
         """Tell whether the server lets chords be counted, as far as is known; warn once if not."""
 
