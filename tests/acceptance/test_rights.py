@@ -170,6 +170,21 @@ def test_right_that_is_taken_away_while_chords_run(limited, record, gate, caplog
         check_log(cluster.worker, caplog, f"{missing} chordguard_chord")
 
 
+@pytest.mark.parametrize("missing", ["UPDATE", "INSERT"])
+def test_result_that_only_the_ledger_would_have_kept_is_stored(limited, record, gate, missing):
+    limited.grant(*RIGHTS)
+
+    with cluster_of(limited) as cluster:
+        t = cluster.tasks
+        ignored = [t.wait_for_file.s(gate.path, x).set(ignore_result=True) for x in range(2)]
+        result = chord(ignored, t.collect.s(record=record.path)).apply_async()
+        limited.revoke(missing)
+        gate.open()
+
+        assert [0, 1] == cluster.run(result, 30)
+        assert ["body [0, 1]"] == record.lines()
+
+
 class LimitedRedis:
     """A Redis server of our own, with a user that may do what `rules` say."""
 
