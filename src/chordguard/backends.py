@@ -438,8 +438,11 @@ def is_refusal(exc: BaseException | None) -> bool:
     result = getattr(cause, "sqlite_errorcode", None)
     if result is not None or type(cause).__module__.startswith("sqlite3"):
         text = str(cause)
+        # What a trigger raises has its own words.
+        is_raised = type(cause).__name__ == "IntegrityError" and "constraint failed" not in text
         return (
-            result in REFUSED_RESULTS
+            (result is None and is_raised)
+            or result in REFUSED_RESULTS
             or (result or 0) & 0xFF in REFUSED_RESULTS
             or any(refused in text for refused in REFUSED_TEXTS)
         )
