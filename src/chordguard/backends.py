@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from celery import states
@@ -36,6 +37,7 @@ __all__ = (
     "is_database",
     "is_polled",
     "is_redis",
+    "is_refusal",
     "is_supported",
     "is_supported_class",
     "names_of",
@@ -56,6 +58,25 @@ _DATABASE = ("celery.backends.database", "DatabaseBackend")
 
 #: How many results one statement, or one command, reads.
 CHUNK = 500
+
+#: What a database answers that will answer the same again, by SQLSTATE (PostgreSQL), ...
+REFUSED_STATES = (
+    "25006",  # read-only transaction
+    "42501",  # insufficient privilege
+    "53100",  # disk full
+    "P0001",  # a trigger raises
+)
+#: ... by number (MySQL, MariaDB), ...
+REFUSED_NUMBERS = (
+    *(1044, 1142, 1143, 1227, 1370),  # no privilege
+    *(1290, 1792, 1836),  # read-only
+    *(1021, 1114),  # disk full
+    1644,  # a trigger raises
+)
+#: ... by SQLite's result code: no permission, read-only, disk full, a trigger raises; ...
+REFUSED_RESULTS = (3, 8, 13, 23, 1811)
+#: ... or, before Python 3.11, by SQLite's text.
+REFUSED_TEXTS = ("readonly database", "disk is full", "not authorized")
 
 #: How often tables are tried to be created, since several processes may do so at once.
 CREATE_ATTEMPTS = 6
@@ -419,14 +440,55 @@ def _delete(backend: Any, condition: Any) -> None:
 
 
 def with_retries(backend: Any, operation: Callable[[], T]) -> T:
-    """Run `operation` under the database backend's own retry policy."""
+    """Run `operation` under the database backend's own retry policy.
+
+    What the database refuses for good is not tried again.
+    """
     if isinstance(backend, _Bounded):
         return operation()
+    refusals: list[Exception] = []
+
+    @wraps(operation)
+    def attempt() -> T | None:
+        try:
+            return operation()
+        except Exception as exc:
+            if not is_refusal(exc):
+                raise
+            refusals.append(exc)
+            return None
+
     if hasattr(backend, "_ensure_retryable"):  # 5.7
-        result: T = backend._ensure_retryable(operation)
+        result: Any = backend._ensure_retryable(attempt)
     else:
-        result = database_module().retry(operation)()
-    return result
+        result = database_module().retry(attempt)()
+    if refusals:
+        raise refusals[0]
+    return cast("T", result)
+
+
+def is_refusal(exc: BaseException | None) -> bool:
+    """Tell whether a database refuses a statement for good: a right is missing, it is read-only.
+
+    `exc` is what SQLAlchemy raised.
+    """
+    cause: Any = getattr(exc, "orig", None)
+    if cause is None:
+        return False
+    number = next(iter(getattr(cause, "args", ())), None)
+    result = getattr(cause, "sqlite_errorcode", None)
+    if result is not None or type(cause).__module__.startswith("sqlite3"):
+        text = str(cause)
+        # What a trigger raises has its own words.
+        is_raised = type(cause).__name__ == "IntegrityError" and "constraint failed" not in text
+        return (
+            (result is None and is_raised)
+            or result in REFUSED_RESULTS
+            or (result or 0) & 0xFF in REFUSED_RESULTS
+            or any(refused in text for refused in REFUSED_TEXTS)
+        )
+    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    return state in REFUSED_STATES or (isinstance(number, int) and number in REFUSED_NUMBERS)
 
 
 def create_tables(metadata: Any, engine: Any) -> Any:

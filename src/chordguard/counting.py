@@ -20,7 +20,7 @@ from celery.exceptions import ChordError
 from kombu.exceptions import OperationalError
 
 from . import backends, claims, completion, hooks, settings, signals
-from .ledger import model
+from .ledger import model, rights
 from .ledger.model import Claim, Ledger, Part
 from .policy import Policy
 
@@ -40,6 +40,7 @@ __all__ = (
     "first_delay",
     "is_ignored",
     "ledger_of",
+    "ledger_of_kind",
     "ledger_on",
     "next_delay",
     "part_of",
@@ -59,22 +60,33 @@ UNLOCK_ID = "chordguard_task_id"
 _UNLOCK = UUID("b3c1cf9c-6b5c-4a8e-9a55-7d0f0e2f6a10")
 
 
-def ledger_of(backend: Any, *, asked: bool = True) -> Any:
-    """Return the ledger of a `backend`; None where there is none, or it cannot be reached now.
+def ledger_of(backend: Any, *, asked: bool = True, is_read: bool = False) -> Any:
+    """Return the ledger of a `backend`; None where there is none, or it cannot be used now.
 
-    `asked` is whether the setting ``chord_ledger`` decides.
+    Arguments:
+        backend: The result backend.
+        asked: Whether the setting ``chord_ledger`` decides.
+        is_read: Whether it is enough that the ledger can be read.
     """
     try:
-        return ledger_on(backend, asked=asked)
+        return ledger_on(backend, asked=asked, is_read=is_read)
     except Exception:  # noqa: BLE001 - it is logged
         warn_once("Chords are polled for now: the ledger cannot be reached")
         return None
 
 
-def ledger_on(backend: Any, *, asked: bool = True) -> Any:
+def ledger_on(backend: Any, *, asked: bool = True, is_read: bool = False) -> Any:
     """Return what `ledger_of` returns, but raise what the driver raises."""
     if asked and not settings.get(backend.app, "chord_ledger"):
         return None
+    ledger = ledger_of_kind(backend)
+    if ledger is None or not ledger.is_usable():
+        return None
+    return ledger if is_read or ledger.may_count() else None
+
+
+def ledger_of_kind(backend: Any) -> Any:
+    """Return the ledger of a kind of `backend`, which is not connected to; None: it has none."""
     if hooks.counts_itself(backend):
         return None
     if backends.is_redis(backend):
@@ -86,8 +98,7 @@ def ledger_on(backend: Any, *, asked: bool = True) -> Any:
     # It needs SQLAlchemy, without which there is no such backend.
     from .ledger.database import DatabaseLedger
 
-    ledger = DatabaseLedger(backend)
-    return ledger if ledger.is_usable() else None
+    return DatabaseLedger(backend)
 
 
 _warned: set[tuple[str, type | None]] = set()
@@ -95,7 +106,9 @@ _warned: set[tuple[str, type | None]] = set()
 
 def warn_once(message: str, *args: Any) -> None:
     """Log the exception that is being handled, each kind once in a process."""
-    kind = sys.exc_info()[0]
+    kind, exc, _ = sys.exc_info()
+    if rights.is_told(exc):
+        return
     if (message, kind) not in _warned:
         _warned.add((message, kind))
         logger.warning("%s (said once)", message % args, exc_info=True)
@@ -110,11 +123,21 @@ class StoredPart:
         self.is_counted = False
         self.claim: Claim | None = None
 
-    def store(self, statement: Any, values: dict[str, Any]) -> None:
-        """Execute the statement that stores the result, and count the part."""
+    def store(self, statement: Any, values: dict[str, Any]) -> bool:
+        """Execute the statement that stores the result, and count the part.
+
+        Returns:
+            False where the database refuses to count: then nothing was done.
+        """
         group_id, task_id = self.key
-        self.claim = self.ledger.store_and_count(group_id, Part(task_id), (statement, values))
+        try:
+            self.claim = self.ledger.store_and_count(group_id, Part(task_id), (statement, values))
+        except Exception as exc:
+            if not self.ledger.refuse(exc):
+                raise
+            return False
         self.is_counted = True
+        return True
 
 
 #: The part that the store under way is about.
@@ -206,8 +229,9 @@ def end_from_part(ledger: Ledger, claim: Claim, body: Mapping[str, Any]) -> None
     """End a chord where its last part was counted; what fails is left to the watchdog."""
     try:
         end(ledger, claim, body)
-    except Exception:
-        logger.exception("Chord %s ends late: it could not be ended", claim.group_id)
+    except Exception as exc:
+        if not rights.is_told(exc):
+            logger.exception("Chord %s ends late: it could not be ended", claim.group_id)
 
 
 def end(

@@ -368,7 +368,7 @@ def ledger_of(app: Celery) -> Any:
     Raises:
         LedgerMissing: There is none.
     """
-    return counting.ledger_of(app.backend) or _raise_missing(app)
+    return counting.ledger_of(app.backend, is_read=True) or _raise_missing(app)
 
 
 def _raise_missing(app: Celery) -> NoReturn:
@@ -396,7 +396,7 @@ def bounded_ledger(app: Celery, seconds: float = GIVEN_UP_AFTER) -> Iterator[Led
     except Exception as exc:  # noqa: BLE001 - it is told
         raise _cannot_tell(app, exc) from masking.cause_to_show(exc)
     try:
-        yield counting.ledger_on(backend) or _raise_missing(app)
+        yield counting.ledger_on(backend, is_read=True) or _raise_missing(app)
     except backends.errors(backend) as exc:
         raise _cannot_tell(app, exc) from masking.cause_to_show(exc)
     finally:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _patch, backends, counting, hooks, masking, polling, settings
 from . import patches as _all_patches  # noqa: F401 - fills the registry
-from .errors import SettingError
+from .errors import CannotTell, SettingError
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = (
     "CannotLoad",
     "Finding",
+    "ask_backend",
     "defects",
     "examine",
     "load_app",
@@ -39,6 +40,17 @@ SIMILAR = 0.8
 NAMES_SHOWN = 5
 
 UNLOCK = "celery.chord_unlock"
+
+#: Seconds after which a server that is asked is given up.
+ASKED_SECONDS = 2.0
+
+LEFT_TO_CELERY = "chords are left to Celery alone"
+GRANT = "grant it to the user of the result backend"
+NO_TABLES = f"its tables are not there: until they are, {LEFT_TO_CELERY}"
+CREATE = (
+    "start a worker whose database user may create them, or have the output of "
+    "`python -m chordguard ddl` executed"
+)
 
 
 class CannotLoad(Exception):
@@ -138,6 +150,38 @@ def examine(app: Celery) -> list[Finding]:
         for look in LOOKS_AT_TASKS:
             findings += look(app)
     return findings
+
+
+def ask_backend(app: Celery, seconds: float = ASKED_SECONDS) -> list[Finding]:
+    """Return what the result backend refuses to do for the ledger; it is connected to.
+
+    Nothing is changed for it, and no table is created.
+
+    Arguments:
+        app: The app, with the patches.
+        seconds: After which an answer is given up.
+
+    Raises:
+        CannotTell: The result backend cannot be read.
+    """
+    if backends.why_unsupported(app) or not settings.get(app, "chord_ledger"):
+        return []
+    backend = backends.bounded(app, seconds)
+    try:
+        ledger = counting.ledger_of_kind(backend)
+        if not ledger.is_there():
+            return [Finding("the ledger", NO_TABLES, CREATE)]
+        refused = ledger.refused()
+    except backends.errors(backend) as exc:
+        line = next(iter(str(getattr(exc, "orig", None) or exc).splitlines()), "")
+        where = backends.address(app)
+        raise CannotTell(f"the result backend {where} cannot be read: {line}") from exc
+    finally:
+        backends.disconnect(backend)
+    return [
+        Finding(what, f"the result backend refuses it ({why}): {LEFT_TO_CELERY}", GRANT)
+        for what, why in refused.items()
+    ]
 
 
 def defects(app: Celery) -> list[str]:

@@ -30,6 +30,7 @@ from .diagnosis import (
     examine,
     examine_all,
 )
+from .ledger import rights
 from .ledger.model import Header, Ledger
 from .repairing import Action, actions_for, carry_out
 
@@ -207,6 +208,8 @@ class Watchdog:
                 taken = ledger.take_due(now, now + max(1.0, 2 * interval), BATCH)
                 chords = self._examined(ledger, taken)
             for found in chords:
+                if not ledger.may_count():
+                    break
                 with _forks.held_up():
                     self._look(ledger, found)
             looked_at += len(taken)
@@ -221,6 +224,8 @@ class Watchdog:
             self._ledger = counting.ledger_of(self.app.backend)
             if self._ledger is not None:
                 self._ledger.keep_engine()
+        if self._ledger is not None and not self._ledger.may_count():
+            return None
         return self._ledger
 
     def _examined(self, ledger: Ledger, group_ids: Sequence[str]) -> list[Diagnosis]:
@@ -248,9 +253,10 @@ class Watchdog:
                 return
             actions = actions_for(found) if _is_known(self.app, found) else []
             seconds = _seconds_until_next(ledger, _mended(ledger, found, actions))
-        except Exception:
+        except Exception as exc:
             # It stays taken for a while: then somebody looks again.
-            logger.exception("Chord %s could not be looked at", found.group_id)
+            if not rights.is_told(exc):
+                logger.exception("Chord %s could not be looked at", found.group_id)
             return
         # What the ledger does not know any more is not due any more.
         ledger.look_again(found.group_id, time.time() + (seconds or 0.0))

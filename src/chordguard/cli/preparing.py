@@ -53,15 +53,24 @@ def ddl(app: Celery | None, dialect: str) -> Answer:
 
 
 @command("doctor", needs_patches=False)
-def doctor(app: Celery) -> Answer:
+@click.option(
+    "--connect",
+    "is_connecting",
+    is_flag=True,
+    help="Also ask the result backend whether it lets chords be counted.",
+)
+def doctor(app: Celery, is_connecting: bool) -> Answer:
     """Report patches and dangerous settings.
 
-    The app is loaded as by `celery -A`; nothing is started and no server is asked. Exit status:
-    0 nothing found, 1 something dangerous found, 2 the app cannot be loaded.
+    The app is loaded as by `celery -A`; nothing is started and, without --connect, no server is
+    asked. Exit status: 0 nothing found, 1 something dangerous found, 2 the app cannot be loaded, 69
+    the result backend did not answer.
     """
     from .._install import patch_report
 
     findings = doctors.examine(app)
+    if is_connecting:
+        findings += doctors.ask_backend(app)
     report, defects = patch_report(app), doctors.defects(app)
     data = {
         "patches": [

@@ -26,7 +26,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,7 +39,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from .. import backends, masking
 from ..backends import StoredResult
-from . import connections, model
+from . import connections, model, rights
 from .model import (
     Claim,
     Header,
@@ -64,6 +64,9 @@ T = TypeVar("T")
 
 #: The databases on which chords are counted, as SQLAlchemy names them.
 DIALECTS = ("mariadb", "mysql", "postgresql", "sqlite")
+
+#: What a warning begins with where chords cannot be counted.
+POLLED = "Chords are polled, not counted, as in Celery alone"
 
 #: How an insert passes over a row that is there already, by dialect.
 _INSERT_PREFIX = {"mysql": "IGNORE", "mariadb": "IGNORE", "sqlite": "OR IGNORE"}
@@ -114,6 +117,8 @@ class Tables:
             sa.Column("payload", _LONG_BINARY),
             schema=schemas[1],
         )
+        #: What the ledger needs a right for, and a statement that needs it and changes nothing.
+        self.probes = (*_probes(self.chord, "due"), *_probes(self.member))
         self._write_chord(self.chord.c)
         self._write_member(self.member.c)
         self._write_count_in_one(self.chord.c, self.member.c)
@@ -261,9 +266,30 @@ def _is_this(chord: Any) -> Any:
     return chord.id == sa.bindparam("chord")
 
 
+def _verb(exc: Any) -> str:
+    """Return what a refused statement begins with."""
+    return next(iter(str(exc.statement or "").split()), "")
+
+
+def _reason(exc: Any) -> str:
+    """Return the first line of what the driver says."""
+    return next(iter(str(exc.orig).splitlines()), "")
+
+
 def _joined(header: Header, added: Header) -> Header:
     """Join the members; what is there already came with an attempt whose answer was lost."""
     return [*header, *(member for member in added if member not in header)]
+
+
+def _probes(table: Any, *updated: str) -> Iterator[tuple[str, Any]]:
+    nothing = sa.select(*(sa.null() for _ in table.columns)).where(sa.false())
+    names = [column.name for column in table.columns]
+    yield f"SELECT {table.fullname}", sa.select(*table.columns).where(sa.false())
+    yield f"INSERT {table.fullname}", table.insert().from_select(names, nothing)
+    if updated:
+        values = dict.fromkeys(updated)
+        yield f"UPDATE {table.fullname}", table.update().where(sa.false()).values(values)
+    yield f"DELETE {table.fullname}", table.delete().where(sa.false())
 
 
 @cache
@@ -327,6 +353,41 @@ class DatabaseLedger(Ledger):
         if self._key not in _are_there:
             _are_there[self._key] = backends.with_retries(self.backend, self._create_tables)
         return _are_there[self._key]
+
+    def is_there(self) -> bool:
+        with self._session() as session:
+            return self._has_tables(session.get_bind())
+
+    def may_count(self) -> bool:
+        return rights.may_count(self._key, self.refused, POLLED)
+
+    def refuse(self, exc: BaseException) -> bool:
+        if not backends.is_refusal(exc):
+            return False
+        refused = {_verb(exc): _reason(exc)}
+        with suppress(Exception):
+            refused = self.refused() or refused
+        rights.stop_counting(self._key, refused, POLLED)
+        rights.tell(exc)
+        return True
+
+    def refused(self) -> dict[str, str]:
+        probes = [probe for _, probe in self.tables.probes]
+        if self._why_refused(*probes) is None:
+            return {}
+        found = {what: self._why_refused(probe) for what, probe in self.tables.probes}
+        return {what: why for what, why in found.items() if why is not None}
+
+    def _why_refused(self, *statements: Any) -> str | None:
+        try:
+            with self._transaction() as connection:
+                for statement in statements:
+                    connection.execute(statement)
+        except DatabaseError as exc:
+            if not backends.is_refusal(exc):
+                raise
+            return _reason(exc)
+        return None
 
     def open(
         self,
@@ -631,9 +692,10 @@ class DatabaseLedger(Ledger):
     def _retried(self, operation: Callable[[], T]) -> T:
         try:
             return backends.with_retries(self.backend, operation)
-        except DatabaseError:
-            # Perhaps somebody has dropped the tables: the next one looks.
-            _are_there.pop(self._key, None)
+        except DatabaseError as exc:
+            if not self.refuse(exc):
+                # Perhaps somebody has dropped the tables: the next one looks.
+                _are_there.pop(self._key, None)
             raise
 
     @contextmanager
@@ -686,4 +748,4 @@ class DatabaseLedger(Ledger):
         return bool(sa.inspect(engine).has_table(member.name, schema=member.schema))
 
     def _complain(self, why: str) -> None:
-        logger.warning("Chords are polled, not counted, as in Celery alone: %s", why)
+        logger.warning("%s: %s", POLLED, why)

@@ -151,6 +151,30 @@ class Ledger(Protocol):
 
     backend: Any
 
+    def is_usable(self) -> bool:
+        """Tell whether there is a place to keep chords; create it if need be."""
+        return True
+
+    def is_there(self) -> bool:
+        """Tell whether there is a place to keep chords; create nothing."""
+        return True
+
+    def may_count(self) -> bool:
+        """Tell whether the server lets chords be counted, as far as is known; warn once if not."""
+
+    def refuse(self, exc: BaseException) -> bool:
+        """Stop counting for a while if `exc` says that the server refuses it, and warn once.
+
+        Returns:
+            Whether it does; such an exception need not be logged again (see :mod:`.rights`).
+        """
+
+    def refused(self) -> Mapping[str, str]:
+        """Return what the server refuses to do for the ledger, and its reason for each.
+
+        Nothing is changed for it.
+        """
+
     def keep_engine(self) -> None:
         """Keep a connection between calls in this thread, outside the children of a pool, too."""
         return

@@ -12,17 +12,19 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
 from typing import Any
+from uuid import uuid4
 
 from celery import states
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
 
 from .. import backends
 from ..backends import StoredResult
-from . import model
+from . import model, rights
 from .model import (
     Claim,
     Header,
@@ -51,6 +53,12 @@ LONGEST_SECONDS = 30 * 86400
 #: For how many members a script looks at once: nobody else is served meanwhile.
 PORTION = 1000
 
+#: What a warning begins with where Redis refuses what the ledger does.
+COUNTED_BY_CELERY = "Chords are counted by Celery alone, not in the ledger"
+
+#: What Redis says, in a script or to one, that it will say again.
+REFUSALS = ("MISCONF", "unknown command", "user executing the script")
+
 #: What is read of a chord's record, beside its header and body; it has the last one for certain.
 _FIELDS = ("size", "created", "progressed", "claimed_until", "seen", "lifetime")
 
@@ -66,6 +74,36 @@ class RedisLedger(Ledger):
         self.backend = backend
         #: What the keys of all groups begin with.
         self._groups: bytes = backend.get_key_for_group("-")[:-1]
+        self._key = (backend.url, self._groups)
+
+    def may_count(self) -> bool:
+        return rights.may_count(self._key, self.refused, COUNTED_BY_CELERY)
+
+    def refuse(self, exc: BaseException) -> bool:
+        if not self._is_refusal(exc):
+            return False
+        refused = {"scripts": str(exc)}
+        with suppress(Exception):
+            refused = self.refused() or refused
+        rights.stop_counting(self._key, refused, COUNTED_BY_CELERY)
+        rights.tell(exc)
+        return True
+
+    def refused(self) -> dict[str, str]:
+        try:
+            names = self._run_once("rights", str(uuid4()), (int(self.backend._chord_zset),))
+        except self.backend.redis.exceptions.ResponseError as exc:
+            if not self._is_refusal(exc):
+                raise
+            return {"EVALSHA, or a write,": str(exc)}
+        reason = "the ACL of this user"
+        return {bytes_to_str(name): reason for name in names}  # type: ignore[no-untyped-call]
+
+    def _is_refusal(self, exc: BaseException) -> bool:
+        errors = self.backend.redis.exceptions
+        kinds = (errors.NoPermissionError, errors.ReadOnlyError, errors.OutOfMemoryError)
+        is_known = isinstance(exc, errors.ResponseError) and any(t in str(exc) for t in REFUSALS)
+        return isinstance(exc, kinds) or is_known
 
     def open(
         self,
@@ -317,7 +355,11 @@ class RedisLedger(Ledger):
 
         One that is about many is given an empty id.
         """
-        return self.backend.ensure(self._run_once, (name, group_id, values))
+        try:
+            return self.backend.ensure(self._run_once, (name, group_id, values))
+        except self.backend.redis.exceptions.ResponseError as exc:
+            self.refuse(exc)
+            raise
 
     def _run_once(self, name: str, group_id: str, values: Sequence[Any]) -> Any:
         text, digest = _script(name)

@@ -44,8 +44,7 @@ def store(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
 
     def store_result() -> None:
         part = counting.being_stored.get()
-        if part is not None:
-            part.store(statement, values)
+        if part is not None and part.store(statement, values):
             return
         session = backend.ResultSession()
         with backends.database_module().session_cleanup(session):

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from celery import states
 from kombu.exceptions import EncodeError
 
-from ... import completion, counting, starting, watchdog
+from ... import backends, completion, counting, starting, watchdog
 from ..._patch import Patch, celery_5_5
+from ...ledger import rights
 from ...polling import Poll
 
 logger = logging.getLogger("chordguard")
@@ -124,6 +126,9 @@ def on_chord_part_return(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> 
     ledger = counting.ledger_of(backend)
     if ledger is not None:
         counting.count(ledger, request, state, result)
+        if not ledger.may_count():
+            # The ledger, which refused the part, did not keep its result.
+            wrapped(*args, **kwargs)
 
 
 @patch.wraps("celery.backends.database", "DatabaseBackend.add_to_chord")
@@ -174,15 +179,15 @@ def unlock_chord(wrapped: Any, task: Any, args: Any, kwargs: Any) -> Any:
     if task.request.id != counting.unlock_id(poll.group_id):
         return wrapped(*args, **kwargs)
     try:
-        ledger = counting.ledger_on(task.app.backend, asked=False)
-        delay = None if ledger is None else _look(poll, ledger)
+        delay, is_polled = _look(poll)
     except Exception:
         # Polled like one that is not counted, it might be ended twice.
         logger.warning("Chord %s is looked at later", poll.group_id, exc_info=True)
-        delay = counting.first_delay(task.app, poll.body)
-    else:
-        if ledger is None:
-            return wrapped(*args, **kwargs)
+        delay, is_polled = counting.first_delay(task.app, poll.body), False
+    if is_polled:
+        ended = wrapped(*args, **kwargs)
+        _close(poll)
+        return ended
     if delay is not None:
         # Beyond its bound it waits for somebody else who ends the chord.
         bound = None if poll.bound is None else max(poll.bound, poll.retries + 1)
@@ -190,19 +195,70 @@ def unlock_chord(wrapped: Any, task: Any, args: Any, kwargs: Any) -> Any:
     return None
 
 
-def _look(poll: Poll, ledger: Any) -> float | None:
-    """Look at the chord for its safety net; return the seconds until the next look, if any."""
+def _look(poll: Poll) -> tuple[float | None, bool]:
+    """Look at the chord for its safety net.
+
+    Returns:
+        The seconds until the next look, if any; and whether the chord is polled instead.
+    """
     pace = poll.asked_delay
     if pace is None:
         pace = counting.next_delay(poll.app, poll.retries, poll.body)
-    return watchdog.look(
-        ledger,
-        poll.group_id,
-        header=poll.header.header,
-        body=poll.body,
-        why_settle=poll.why_settle(0.0),
-        pace=pace,
-    )
+    ledger = counting.ledger_on(poll.app.backend, asked=False)
+    try:
+        if ledger is not None:
+            delay = watchdog.look(
+                ledger,
+                poll.group_id,
+                header=poll.header.header,
+                body=poll.body,
+                why_settle=poll.why_settle(0.0),
+                pace=pace,
+            )
+            return delay, False
+    except Exception as exc:
+        if not rights.is_told(exc):
+            raise
+    return _look_without_rights(poll, pace)
+
+
+def _look_without_rights(poll: Poll, pace: float) -> tuple[float | None, bool]:
+    """Look at a chord that is in the ledger, and that nobody can claim here.
+
+    Other workers may have the rights, or get them back: a chord that they are ending is theirs, and
+    from a row of the body's result they see that it was ended here.
+    """
+    backend = poll.app.backend
+    ledger = counting.ledger_of(backend, asked=False, is_read=True)
+    if ledger is not None:
+        try:
+            record = ledger.read(poll.group_id)
+        except Exception as exc:
+            if not rights.is_told(exc):
+                raise
+        else:
+            if record is None:
+                return None, False
+            if record.claimed_until > time.time():
+                return pace, False
+    if not poll.header.ready():
+        return None, True
+    body_ids = list(completion.task_ids(completion.waiting_for(poll.body)))
+    rows = backends.read_results(backend, body_ids).values()
+    if any(row.state != states.PENDING for row in rows):
+        _close(poll)
+        return None, False
+    for body_id in body_ids:
+        backend.store_result(body_id, None, states.PENDING)
+    return None, True
+
+
+def _close(poll: Poll) -> None:
+    """Forget a chord that was ended without the ledger, if that is allowed."""
+    ledger = counting.ledger_of(poll.app.backend, asked=False, is_read=True)
+    if ledger is not None:
+        with suppress(Exception):
+            ledger.close(poll.group_id)
 
 
 def _is_member(request: Any) -> bool:
