@@ -20,7 +20,7 @@ from kombu.utils.encoding import safe_repr
 from . import signals
 from .backends import StoredResult
 from .errors import ChordMemberLost
-from .failures import describe, record_of, to_exception
+from .failures import cut, describe, listed, record_of, to_exception
 from .ledger.model import Header, header_of, leaf_ids
 from .policy import tolerates
 
@@ -51,12 +51,6 @@ __all__ = (
 
 logger = logging.getLogger("chordguard")
 
-#: How many failed members the error of a strict chord names beside the first one.
-NAMED = 100
-
-#: How many characters it has for each of them.
-LINE = 240
-
 
 def collect(header: Header, results: Mapping[str, StoredResult], policy: Policy) -> list[Any]:
     """Return what the body gets: the members' results in header order, nested as the header.
@@ -65,7 +59,7 @@ def collect(header: Header, results: Mapping[str, StoredResult], policy: Policy)
     lost: it counts as failed with :exc:`ChordMemberLost`.
 
     Raises:
-        ChordError: More members failed than the policy allows; it lists them all.
+        ChordError: More members failed than the policy allows; it names the first ones.
     """
     failures: list[dict[str, Any]] = []
     size = 0
@@ -92,7 +86,7 @@ def collect(header: Header, results: Mapping[str, StoredResult], policy: Policy)
         raise _caused_by(
             to_exception(failures[0]),
             f"{len(failures)} of {size} header tasks failed, "
-            f"{_allowance(policy)}: {'; '.join(map(describe, failures))}",
+            f"{_allowance(policy)}: {listed(map(describe, failures), len(failures))}",
         )
     return gathered
 
@@ -162,7 +156,7 @@ def finish(
         if is_tried_again and isinstance(exc, OperationalError):
             raise
         logger.exception("The body of a chord cannot be published")
-        fail(app.backend, body, _caused_by(exc, f"Callback error: {safe_repr(exc)}"))  # type: ignore[no-untyped-call]
+        fail(app.backend, body, _caused_by(exc, f"Callback error: {cut(safe_repr(exc))}"))  # type: ignore[no-untyped-call]
     tell_end(app, group_id, outcome, errors, started)
 
 
@@ -204,7 +198,7 @@ def _check_strictly(
         raise _caused_by(_cause_of(backend, failed[0]), f"{message}; failed: {_named(failed)}")
     if failed:
         cause = _cause_of(backend, failed[0])
-        text: str = safe_repr(cause)  # type: ignore[no-untyped-call]
+        text = cut(safe_repr(cause))  # type: ignore[no-untyped-call]
         message = f"Dependency {failed[0].task_id} raised {text}"
         if len(failed) > 1:
             message += f"; also failed: {_named(failed[1:])}"
@@ -220,11 +214,7 @@ def _cause_of(backend: Any, result: StoredResult) -> BaseException:
 
 def _named(failed: Sequence[StoredResult]) -> str:
     """Return a line that names each failed member and its error, as far as they are readable."""
-    lines = [describe(record_of(result, None)) for result in failed[:NAMED]]
-    lines = [line if len(line) <= LINE else f"{line[:LINE]}..." for line in lines]
-    if len(failed) > NAMED:
-        lines.append(f"and {len(failed) - NAMED} more")
-    return "; ".join(lines)
+    return listed((describe(record_of(result, None)) for result in failed), len(failed))
 
 
 def lost(task_id: str) -> StoredResult:

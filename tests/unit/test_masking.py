@@ -175,9 +175,16 @@ def test_exceptions_in_the_log_are_masked_whoever_formats_them(name, caplog):
 
 
 def test_exceptions_without_user_info_are_logged_as_they_are(caplog):
-    try:
-        raise ValueError("nothing secret")
-    except ValueError as exc:
-        logging.getLogger("chordguard").exception("It is %s", 1)
-        assert exc is caplog.records[0].exc_info[1]
-        assert exc is masking.cause_to_show(exc)
+    exc = ValueError("nothing secret")
+
+    logging.getLogger("chordguard").error("It is %s", 1, exc_info=exc)
+
+    assert exc is caplog.records[0].exc_info[1]
+    assert exc is masking.cause_to_show(exc)
+
+
+def test_exceptions_in_the_log_are_cut(caplog):
+    logging.getLogger("chordguard").error("It is", exc_info=ValueError("x" * 10**6))
+
+    assert len(caplog.text) < 5000
+    assert "... (1,000,012 characters, cut)" in caplog.text
