@@ -7,6 +7,7 @@ calls made in any process. `register` puts all of them on an app and `named` ret
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import threading
 import time
@@ -130,6 +131,18 @@ def collect(results, record=None):
     """Return the results of a header: the usual body of the tests."""
     append(record, f"body {results!r}")
     return results
+
+
+@task()
+def peak(results):
+    """Return the most memory that this process has used (KiB), and the length of the results."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, len(str(results))
+
+
+@task()
+def fail_at_length(size):
+    """Fail with a message of so many characters."""
+    raise ValueError("x" * size)
 
 
 @task(acks_late=True, reject_on_worker_lost=True)

@@ -21,7 +21,7 @@ from kombu.utils.encoding import safe_repr
 from . import hooks, signals
 from .backends import StoredResult, is_database, is_redis
 from .errors import ChordMemberLost
-from .failures import describe, record_of, to_exception
+from .failures import LONGEST, cut, describe, listed, record_of, to_exception
 from .ledger.model import Header, header_of, leaf_ids
 from .policy import tolerates
 
@@ -53,12 +53,6 @@ __all__ = (
 
 logger = logging.getLogger("chordguard")
 
-#: How many failed members the error of a strict chord names beside the first one.
-NAMED = 100
-
-#: How many characters it has for each of them.
-LINE = 240
-
 
 def collect(header: Header, results: Mapping[str, StoredResult], policy: Policy) -> list[Any]:
     """Return what the body gets: the members' results in header order, nested as the header.
@@ -67,7 +61,7 @@ def collect(header: Header, results: Mapping[str, StoredResult], policy: Policy)
     lost: it counts as failed with :exc:`ChordMemberLost`.
 
     Raises:
-        ChordError: More members failed than the policy allows; it lists them all.
+        ChordError: More members failed than the policy allows; it names the first ones.
     """
     failures: list[dict[str, Any]] = []
     size = 0
@@ -94,7 +88,7 @@ def collect(header: Header, results: Mapping[str, StoredResult], policy: Policy)
         raise _caused_by(
             to_exception(failures[0]),
             f"{len(failures)} of {size} header tasks failed, "
-            f"{_allowance(policy)}: {'; '.join(map(describe, failures))}",
+            f"{_allowance(policy)}: {listed(map(describe, failures), len(failures))}",
         )
     return gathered
 
@@ -192,7 +186,7 @@ def finish(
             raise
         error = exc
         if not isinstance(exc, ChordError):
-            error = _caused_by(exc, f"Callback error: {safe_repr(exc)}")  # type: ignore[no-untyped-call]
+            error = _caused_by(exc, f"Callback error: {cut(safe_repr(exc))}")  # type: ignore[no-untyped-call]
         # `celery.chord_unlock` logs what caused the error, of those that Celery raises, too.
         is_celerys = settled is None and not policy.tolerate
         raised = error.__cause__ if is_celerys and is_database(app.backend) else None
@@ -228,6 +222,10 @@ def fail_chord(
         raised: What the log tells in place of `exc`.
     """
     raised = raised or exc
+    texts = map(safe_repr, (raised, raised.__cause__))
+    if any(len(text) > 2 * LONGEST for text in texts):
+        # A log is no place for megabytes; the error of the chord tells how they begin.
+        raised = ChordError(str(exc))
     # Alerts are made for this line: the logger, the level and the words are those of Celery.
     exc_info = (type(raised), raised, raised.__traceback__ or exc.__traceback__)
     _celery_logger(app.backend).error("Chord %r raised: %r", group_id, raised, exc_info=exc_info)
@@ -283,7 +281,7 @@ def _check_strictly(
         raise _caused_by(_cause_of(backend, failed[0]), f"{message}; failed: {_named(failed)}")
     if failed:
         cause = _cause_of(backend, failed[0])
-        text: str = safe_repr(cause)  # type: ignore[no-untyped-call]
+        text = cut(safe_repr(cause))  # type: ignore[no-untyped-call]
         message = f"Dependency {failed[0].task_id} raised {text}"
         if len(failed) > 1:
             message += f"; also failed: {_named(failed[1:])}"
@@ -299,11 +297,7 @@ def _cause_of(backend: Any, result: StoredResult) -> BaseException:
 
 def _named(failed: Sequence[StoredResult]) -> str:
     """Return a line that names each failed member and its error, as far as they are readable."""
-    lines = [describe(record_of(result, None)) for result in failed[:NAMED]]
-    lines = [line if len(line) <= LINE else f"{line[:LINE]}..." for line in lines]
-    if len(failed) > NAMED:
-        lines.append(f"and {len(failed) - NAMED} more")
-    return "; ".join(lines)
+    return listed((describe(record_of(result, None)) for result in failed), len(failed))
 
 
 def lost(task_id: str) -> StoredResult:

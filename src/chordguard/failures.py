@@ -6,14 +6,17 @@ import builtins
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import islice
 from typing import Any, Protocol
 
 from .errors import ChordMemberError, ChordMembersFailed
 
 __all__ = (
+    "cut",
     "describe",
     "is_chord_error",
     "line_of",
+    "listed",
     "raise_if_errors",
     "record_of",
     "split_results",
@@ -22,6 +25,13 @@ __all__ = (
 
 #: The key, and the version of the format, by which a record is recognised.
 MARKER = "__chord_error__"
+
+#: How many characters of an error's text are handed on.
+LONGEST = 4096
+
+#: How many failed members a message names, and how many characters it has for each of them.
+NAMED = 100
+LINE = 240
 
 
 class StoredFailure(Protocol):
@@ -41,14 +51,15 @@ def record_of(failure: StoredFailure, index: int | None) -> dict[str, Any]:
     """Return the JSON-safe record of a failed header task.
 
     Type and message are those that were stored; the exception is not rebuilt, so a
-    class that this process cannot import, or cannot call, changes nothing.
+    class that this process cannot import, or cannot call, changes nothing. Of a message that is
+    longer than :data:`LONGEST` only the start is taken, since the body gets all records at once.
 
     Arguments:
         failure: The stored result of the task.
         index: The position in the header, counted over all members from 0.
     """
     exc_type, exc_module, args = _parts_of(failure.value)
-    message = _message_of(exc_type, exc_module, args, failure.value)
+    message = cut(_message_of(exc_type, exc_module, args, failure.value))
     return {
         MARKER: 1,
         "task_id": failure.task_id,
@@ -63,7 +74,27 @@ def record_of(failure: StoredFailure, index: int | None) -> dict[str, Any]:
 
 def describe(record: dict[str, Any]) -> str:
     """Return one line about a failure, for messages and logs."""
-    return f"{record['task_id']} {record['text']}"
+    return f"{record['task_id']} {cut(record['text'])}"
+
+
+def listed(lines: Iterable[str], count: int) -> str:
+    """Return a line that names failures, as far as it stays readable.
+
+    Arguments:
+        lines: A line about each failure, or about the first :data:`NAMED` of them.
+        count: How many failures there are.
+    """
+    named = [line if len(line) <= LINE else f"{line[:LINE]}..." for line in islice(lines, NAMED)]
+    if count > len(named):
+        named.append(f"and {count - len(named)} more")
+    return "; ".join(named)
+
+
+def cut(text: str) -> str:
+    """Return the start of a `text` that is longer than :data:`LONGEST`, and say so."""
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[:LONGEST]}... ({len(text):,} characters, cut)"
 
 
 def is_chord_error(value: Any) -> bool:
@@ -105,10 +136,10 @@ def raise_if_errors(results: Iterable[Any]) -> None:
     """
     errors = split_results(results)[1]
     if errors:
-        lines = [describe(error) if isinstance(error, dict) else line_of(error) for error in errors]
+        lines = (describe(error) if isinstance(error, dict) else line_of(error) for error in errors)
         noun = "task" if len(errors) == 1 else "tasks"
         raise ChordMembersFailed(
-            f"{len(errors)} header {noun} failed: {'; '.join(lines)}", errors
+            f"{len(errors)} header {noun} failed: {listed(lines, len(errors))}", errors
         ) from to_exception(errors[0])
 
 
@@ -145,7 +176,7 @@ def _has_errors(value: Any) -> bool:
 
 def line_of(exc: BaseException) -> str:
     """Return ``ExcType: message`` for an exception, whatever its text does."""
-    return f"{type(exc).__name__}: {safe_str(exc)}"
+    return f"{type(exc).__name__}: {cut(safe_str(exc))}"
 
 
 def safe_str(value: Any) -> str:

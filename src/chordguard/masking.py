@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, unquote_plus
 
 from .errors import PASSWORD_IN_TEXT, without_passwords
+from .failures import cut
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -85,7 +86,7 @@ def why_unparsable(exc: BaseException, setting: str) -> str | None:
 def cause_to_show(exc: BaseException) -> BaseException | None:
     """Return the exception to raise another one from; None where it would show user info."""
     with suppress(Exception):
-        if all(line == shown for line, shown in _lines_of(exc)):
+        if all(line.rstrip() == shown.rstrip() for line, shown in _lines_of(exc)):
             return exc
     return None
 
@@ -105,14 +106,14 @@ def _address_of(url: str) -> str:
 
 
 class MaskingFilter(logging.Filter):
-    """Masks user info in the exceptions of log records."""
+    """Masks user info in the exceptions of log records, and cuts what is far too long."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Change the record where needed; let it pass."""
         with suppress(Exception):
             if isinstance(record.args, tuple):
                 record.args = tuple(
-                    masked(str(arg)) if isinstance(arg, BaseException) else arg
+                    cut(masked(str(arg))) if isinstance(arg, BaseException) else arg
                     for arg in record.args
                 )
             exc = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
@@ -133,7 +134,7 @@ def _lines_of(exc: BaseException) -> Iterator[tuple[str, str]]:
     """Yield the pieces of a traceback, each as it is and as it is shown."""
     for piece in traceback.format_exception(type(exc), exc, exc.__traceback__):
         is_frame = piece.lstrip(" |").startswith("File ")
-        yield piece, without_passwords(piece) if is_frame else masked(piece)
+        yield piece, without_passwords(piece) if is_frame else f"{cut(masked(piece).rstrip())}\n"
 
 
 def _apps() -> list[Celery]:

@@ -415,3 +415,38 @@ def test_other_pools_run_tolerant_chords(clusters, backend_kind, pool):
 @two_kinds
 def test_other_brokers_carry_tolerant_chords(cluster):
     assert [1, BOOM] == cluster.run(failing(cluster.tasks))
+
+
+@pytest.mark.cluster(concurrency=1, settings=None)
+@pytest.mark.parametrize("backend_kind", ["redis", "postgresql"])
+class TestLongErrors:
+    """60 MB of messages: read once, and not handed over nor named in full."""
+
+    COUNT, SIZE = 60, 2**20
+
+    def header(self, t):
+        return [t.fail_at_length.s(self.SIZE) for _ in range(self.COUNT)]
+
+    def test_body_gets_the_start_of_each_message(self, cluster):
+        t = cluster.tasks
+        result = chord(
+            self.header(t), tolerant(t.peak.s(), error_format="dict"), app=cluster.app
+        ).apply_async()
+
+        peak, length = cluster.run(result, deadline=60)
+
+        assert length < self.COUNT * 10_000
+        assert peak < 700 * 1024
+        # What the member itself stored is whole.
+        member = result.parent.results[-1]
+        assert self.SIZE == len(str(member.get(propagate=False)))
+
+    def test_error_of_the_chord_names_the_first_ones(self, cluster):
+        t = cluster.tasks
+        body = tolerant(t.collect.s(), error_format="dict", max_errors=1)
+
+        error = cluster.outcome(chord(self.header(t), body), deadline=60).value
+
+        assert isinstance(error, ChordError)
+        assert str(error).startswith("60 of 60 header tasks failed, at most 1 tolerated: ")
+        assert len(str(error)) < 50_000

@@ -87,6 +87,19 @@ def test_wrong_credentials_of_the_backend(cluster):
     assert_cannot_tell(app, ["check"], "the result backend ", host)
 
 
+@pytest.mark.parametrize("setting", ["result_backend", "broker_url"])
+@pytest.mark.parametrize("command", [*COMMANDS, ["watch", "--count", "1"]], ids=" ".join)
+def test_url_that_cannot_be_parsed_is_not_quoted(cluster, nowhere, command, setting):
+    """The parser quotes what stands before the slash: "Port could not be cast ..."."""
+    app = app_with(cluster, **{setting: f"redis://:{SECRET}/more@{nowhere}/0"})
+
+    found = call(app, *command, "--json")
+
+    assert 69 == found.code
+    assert f"the {setting} URL cannot be parsed: percent-encode" in found.stdout
+    assert SECRET not in found.stdout + found.stderr
+
+
 def backend_at(cluster, host, password):
     """Return the address of the cluster's result backend, on another host for another user."""
     url = cluster.config["settings"]["result_backend"]

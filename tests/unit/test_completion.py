@@ -8,7 +8,7 @@ from celery.exceptions import ChordError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chordguard import completion
+from chordguard import completion, failures
 from chordguard.backends import StoredResult
 from chordguard.policy import Policy
 from tests import tasks
@@ -82,6 +82,37 @@ class TestCollecting:
         assert "b ChordMemberLost: " in message
 
 
+@pytest.mark.parametrize("error_format", ["string", "dict"])
+def test_long_errors_are_cut_and_stay_in_their_places(error_format):
+    long = StoredResult("b", "FAILURE", {**FAILED, "exc_message": ["x" * 10**6]})
+    policy = Policy(tolerate=True, error_format=error_format, max_errors=None, timeout=None)
+
+    first, (second, third) = completion.collect(
+        ["a", ["b", "c"]], {**done(a=1, c=3), "b": long}, policy
+    )
+
+    text = second["text"] if error_format == "dict" else second
+    assert (1, 3) == (first, third)
+    assert text.startswith("ValueError: xxx")
+    assert text.endswith("xxx... (1,000,000 characters, cut)")
+    assert len(json.dumps(second)) < 10_000
+
+
+def test_error_of_too_many_failures_is_bounded_in_number_and_length():
+    policy = Policy(True, "string", 1, None)
+    results = {
+        str(n): StoredResult(str(n), "FAILURE", {**FAILED, "exc_message": ["x" * 10**4]})
+        for n in range(1000)
+    }
+
+    with pytest.raises(ChordError) as caught:
+        completion.collect(list(results), results, policy)
+
+    assert len(str(caught.value)) < 100_000
+    assert str(caught.value).startswith("1000 of 1000 header tasks failed")
+    assert str(caught.value).endswith("; and 900 more")
+
+
 headers = st.recursive(
     st.integers(0, 999).map(str), lambda inner: st.lists(inner, max_size=4), max_leaves=12
 ).filter(lambda header: isinstance(header, list))
@@ -145,7 +176,7 @@ class TestStrictChords:
         assert isinstance(error.__cause__, ValueError)
 
     def test_error_names_all_members_that_failed_as_far_as_they_are_readable(self, finish):
-        ids = [f"m{number}" for number in range(completion.NAMED + 3)]
+        ids = [f"m{number}" for number in range(failures.NAMED + 3)]
         results = done(**dict.fromkeys(ids, FAILED))
         results["m2"] = StoredResult("m2", "FAILURE", ValueError("x" * 1000))
 
@@ -155,8 +186,15 @@ class TestStrictChords:
 
         assert "Dependency m0 raised ValueError('boom')" == first
         assert "also failed: m1 ValueError: boom" == second
-        assert "m2 ValueError: " + "x" * (completion.LINE - 15) + "..." == third
+        assert "m2 ValueError: " + "x" * (failures.LINE - 15) + "..." == third
         assert ["m3 ValueError: boom", "and 2 more"] == [others[0], others[-1]]
+
+    def test_error_is_cut_where_its_cause_is_long(self, finish):
+        error = finish(["a"], {"a": StoredResult("a", "FAILURE", ValueError("x" * 10**6))})
+
+        assert str(error).startswith("Dependency a raised ValueError('xxx")
+        assert str(error).endswith("xxx... (1,000,014 characters, cut)")
+        assert len(str(error)) < 5000
 
     def test_error_without_a_text_fails_the_chord(self, finish):
         wordless = StoredResult("a", "FAILURE", Wordless())

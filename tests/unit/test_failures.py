@@ -18,7 +18,7 @@ from chordguard import (
     to_exception,
 )
 from chordguard.backends import StoredResult
-from chordguard.failures import MARKER, describe, record_of
+from chordguard.failures import LONGEST, MARKER, NAMED, cut, describe, record_of
 from tests.tasks import CustomError, RaisingStrError
 
 
@@ -212,3 +212,31 @@ class TestExceptions:
     def test_what_is_no_error_is_refused(self, value):
         with pytest.raises(TypeError, match="chord error"):
             to_exception(value)
+
+
+class TestLongTexts:
+    def test_text_is_cut_and_says_so(self):
+        assert "x" * LONGEST == cut("x" * LONGEST)
+        assert "x" * LONGEST + "... (1,048,576 characters, cut)" == cut("x" * 2**20)
+
+    @pytest.mark.parametrize(
+        "value", [as_json("ValueError", ["x" * 10**6]), ValueError("x" * 10**6)]
+    )
+    def test_record_is_bounded(self, value):
+        found = record_of(stored(value), 0)
+
+        assert found["text"] == f"ValueError: {found['exc_message']}"
+        assert found["exc_message"].endswith("xxx... (1,000,000 characters, cut)")
+        assert len(describe(found)) < 5000
+
+    @pytest.mark.parametrize("make", [record, ValueError])
+    def test_raised_error_is_bounded_in_number_and_length(self, make):
+        errors = [make("ValueError: " + "x" * 10**4) for _ in range(NAMED + 5)]
+
+        with pytest.raises(ChordMembersFailed) as caught:
+            raise_if_errors(errors)
+
+        assert str(caught.value).startswith("105 header tasks failed: ")
+        assert str(caught.value).endswith("; and 5 more")
+        assert len(str(caught.value)) < 50_000
+        assert errors == caught.value.errors
