@@ -249,19 +249,18 @@ def _examined(ledger: Ledger, chords: Sequence[Diagnosis], *, is_thorough: bool)
         for task_id in found.body_ids
     ]
     bodies = backends.read_results(ledger.backend, body_ids)
+    chords = [_with_vanished(ledger, found) for found in chords]
     return [
         found
         if found.reason
-        else _decided(
-            _with_vanished(ledger, found), outstanding.get(found.group_id), bodies, is_thorough
-        )
+        else _decided(found, outstanding.get(found.group_id), bodies, is_thorough)
         for found in chords
     ]
 
 
 def _with_vanished(ledger: Ledger, found: Diagnosis) -> Diagnosis:
-    """Look for members of a chord that is overdue that were counted, but have no result any more."""
-    if not (_is_counted(found) and found.is_overdue and found.header):
+    """Look for counted members of an overdue chord that have no result any more."""
+    if found.reason or not (_is_counted(found) and found.is_overdue and found.header):
         return found
     return replace(found, missing=tuple(ledger.vanished(found.group_id, found.header)))
 

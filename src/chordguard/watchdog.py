@@ -26,7 +26,6 @@ from .diagnosis import (
     RUNNING,
     SIZE_MISSING,
     SLOWEST,
-    UNKNOWN,
     Diagnosis,
     examine,
     examine_all,

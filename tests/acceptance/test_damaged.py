@@ -32,7 +32,7 @@ SETTINGS = {
     "result_expires": 600,
 }
 #: Seconds in which each of them has ended: they are settled one after another.
-DEADLINE = 40.0
+DEADLINE = 20.0
 #: A chord that ends before this many seconds are over was not settled.
 LONG = 300
 #: So many lines of the worker's log may be about one of them.
@@ -270,17 +270,18 @@ DAMAGES = [
             ((".chordguard", ".d"), DONE, LONG),
             ((".s", ".chordguard"), LOST, TIMEOUT),
             ((".j", ".chordguard"), LOST, TIMEOUT),
-            ((".j", ".s", ".d", ".t", ".chordguard"), LOST, TIMEOUT),
+            ((".j", ".s", ".d", ".t", ".chordguard"), (NOTHING, "nothing"), TIMEOUT),
         )
     ),
     *(
         Damage(f"{' '.join(names)} lost, and a member", lost(*names), ends, "nowhere", (REDIS,))
         for names, ends in (
-            ((".j",), (states.FAILURE, "parts")),
-            ((".s",), (states.FAILURE, "size")),
-            ((".j", ".s"), (states.FAILURE, "parts, size")),
-            ((".j", ".d"), (states.FAILURE, "parts")),
-            ((".j", ".s", ".d", ".t"), (states.FAILURE, "parts, size")),
+            # What was counted is counted again from its stored result.
+            ((".j",), (states.FAILURE, "no result of 1 of 2")),
+            ((".s",), (states.FAILURE, "lost its size")),
+            ((".j", ".s"), (states.FAILURE, "lost its size")),
+            ((".j", ".d"), (states.FAILURE, "no result of 1 of 2")),
+            ((".j", ".s", ".d", ".t"), (states.FAILURE, "lost its size")),
             ((".chordguard",), (NOTHING, "record")),
             ((".j", ".s", ".d", ".t", ".chordguard"), (NOTHING, "nothing")),
         )

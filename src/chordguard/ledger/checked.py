@@ -10,9 +10,11 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from celery.canvas import Signature, maybe_signature
+from kombu.exceptions import ContentDisallowed
 from kombu.utils.encoding import bytes_to_str
 
 from .model import Header, unpack_data
@@ -30,6 +32,9 @@ MOST_AHEAD = 86400.0
 
 #: The largest number of members that is thought to be one.
 MOST_MEMBERS = 2**31
+
+#: What a damage of a body begins with.
+BODY_UNREADABLE = "its body cannot be read"
 
 #: How many characters of a reason are told.
 TOLD = 200
@@ -134,18 +139,27 @@ def body_of(app: Celery, packed: bytes) -> tuple[Any, str | None]:
     Raises:
         kombu.exceptions.ContentDisallowed: The app does not accept its serializer.
     """
-    from kombu.exceptions import ContentDisallowed
-
     try:
         data = unpack_data(app, packed)
         reasons: list[str] = []
-        data = _repaired(data, reasons, set(), 0) if data is not None else None
-        damage = f"its body cannot be read: {reasons[0]}" if reasons else None
-        return maybe_signature(data, app=app), damage
+        data = _repaired(data, reasons, set(), 0)
     except ContentDisallowed:
         raise
     except Exception as exc:  # noqa: BLE001 - it is told
-        return None, f"its body cannot be read: {in_a_line(exc)}"
+        return None, f"{BODY_UNREADABLE}: {in_a_line(exc)}"
+    if not reasons:
+        try:
+            return maybe_signature(data, app=app), None
+        except Exception as exc:  # noqa: BLE001 - it is told
+            reasons.append(in_a_line(exc))
+    damage = f"{BODY_UNREADABLE}: {reasons[0]}"
+    with suppress(Exception):
+        return maybe_signature(data, app=app), damage
+    # At least its own result can be told of.
+    with suppress(Exception):
+        simple = {"task": data["task"], "args": (), "kwargs": {}, "options": data["options"]}
+        return maybe_signature(simple, app=app), damage
+    return None, damage
 
 
 #: Of what kind the entries of a signature, and of its options, are; None is a missing one.

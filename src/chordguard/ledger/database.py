@@ -366,6 +366,9 @@ class DatabaseLedger(Ledger):
 
         self._retried(open_chord)
 
+    def reopen(self, *_: Any) -> bool:
+        return False  # without its row there is nothing that a part is counted on
+
     def set_header(self, group_id: str, header: Header) -> None:
         self._write_header(group_id, lambda _, added: (_joined(header, added), True))
 

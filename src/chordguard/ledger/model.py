@@ -201,9 +201,8 @@ class Ledger(Protocol):
     def reopen(self, group_id: str, body: bytes, due: float, timeout: float | None) -> bool:
         """Write the record of a chord anew, as far as one of its members knows it.
 
-        The arguments are those of `open`. False where it is there.
+        The arguments are those of `open`. False where that is not needed.
         """
-        return False
 
     def group_ids(self) -> list[str]:
         """Return the ids of all live chords."""
@@ -227,7 +226,6 @@ class Ledger(Protocol):
 
     def vanished(self, group_id: str, header: Header) -> list[str]:
         """Return the members that were counted and whose results are gone."""
-        return []
 
     def failed(self, group_ids: Sequence[str]) -> dict[str, int]:
         """Return how many of the members that were counted had failed, for each live chord."""

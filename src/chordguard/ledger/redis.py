@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from hashlib import sha1
 from importlib.resources import files
 from typing import Any
@@ -117,7 +117,9 @@ class RedisLedger(Ledger):
         return Part(request.id, self.backend.encode([1, request.id, state, encoded]), index)
 
     def part_from(self, result: StoredResult, index: int) -> Part:
-        part = [1, result.task_id, result.state, result.value]
+        # That of one that could not be decoded is an exception.
+        value = self.backend.encode_result(result.value, result.state)
+        part = [1, result.task_id, result.state, value]
         return Part(result.task_id, self.backend.encode(part), str(index), is_recounted=True)
 
     def count(self, group_id: str, part: Part) -> Claim | None:
@@ -243,6 +245,9 @@ class RedisLedger(Ledger):
         in_order = dict.fromkeys(task_id for task_id in ids if task_id in missing)
         return Outstanding(tuple(in_order), tuple(uncounted.values()))
 
+    def vanished(self, *_: Any) -> list[str]:
+        return []  # what was counted is kept with the parts
+
     def failed(self, group_ids: Sequence[str]) -> dict[str, int]:
         names = json.dumps(sorted(states.PROPAGATE_STATES))
         found: dict[str, int] = {}
@@ -330,7 +335,9 @@ class RedisLedger(Ledger):
         """Read the parts that were counted, in header order where Celery keeps it."""
         client = self.backend.client
         read = client.zrange if self.backend._chord_zset else client.lrange
-        return self._decoded(self.backend.ensure(read, (self.key(group_id, ".j"), 0, -1)))
+        arguments = (self.key(group_id, ".j"), 0, -1)
+        stored = self.backend.ensure(self._healed, (group_id, partial(read, *arguments)))
+        return self._decoded(stored)
 
     def _decoded(self, stored: Sequence[Any]) -> list[StoredResult]:
         parts = []
@@ -361,19 +368,20 @@ class RedisLedger(Ledger):
 
         One that is about many is given an empty id.
         """
-        return self.backend.ensure(self._run_healed, (name, group_id, values))
+        run = partial(self._run_once, name, group_id, values)
+        return self.backend.ensure(self._healed, (group_id, run))
 
-    def _run_healed(self, name: str, group_id: str, values: Sequence[Any]) -> Any:
-        """Run a script; where a key of the chord has another type, without that key."""
+    def _healed(self, group_id: str, operation: Callable[[], Any]) -> Any:
+        """Return what an operation does; where a key of the chord has another type, without it."""
         try:
-            return self._run_once(name, group_id, values)
+            return operation()
         except self.backend.redis.exceptions.ResponseError as exc:
             if not group_id or WRONG_TYPE not in str(exc):
                 raise
             if not self._run_once("heal", group_id, (int(self.backend._chord_zset),)):
                 raise
-            logger.warning("Chord %s: a key of another type was deleted (%s)", group_id, name)
-            return self._run_once(name, group_id, values)
+            logger.warning("Chord %s: a key of another type was deleted", group_id)
+            return operation()
 
     def _run_once(self, name: str, group_id: str, values: Sequence[Any]) -> Any:
         text, digest = _script(name)
