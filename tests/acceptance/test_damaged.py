@@ -24,7 +24,7 @@ from tests.harness import Cluster, Clusters, state_and_value, wait_until
 from tests.unit.ledger.chords import execute, rewrite
 
 #: Seconds without progress after which these chords are settled.
-TIMEOUT = 6
+TIMEOUT = 10
 SETTINGS = {
     "chord_watchdog_interval": 0.3,
     "chord_unlock_first_delay": 600,
@@ -32,7 +32,7 @@ SETTINGS = {
     "result_expires": 600,
 }
 #: Seconds in which each of them has ended: they are settled one after another.
-DEADLINE = 20.0
+DEADLINE = 30.0
 #: A chord that ends before this many seconds are over was not settled.
 LONG = 300
 #: So many lines of the worker's log may be about one of them.
@@ -184,6 +184,18 @@ def nullable(cluster: Cluster) -> None:
 UNREADABLE = (states.SUCCESS, "ResultUnreadable")
 DONE = (states.SUCCESS, "[1, 2]")
 LOST = (states.FAILURE, "lost")
+#: What is named of a damaged body.
+BODY_PARTS = {
+    "body",
+    "chain",
+    "deep",
+    "headers",
+    "kwargs",
+    "link_error",
+    "options",
+    "subtask_type",
+    "task_id",
+}
 FUTURE = time.time() + 1e9
 
 DAMAGES = [
@@ -302,8 +314,7 @@ DAMAGES = [
             ((".s",), DONE),
             ((".j", ".s"), DONE),
             ((".j", ".d"), DONE),
-            ((".j", ".s", ".c"), DONE),
-            ((".j", ".s", ".d", ".c"), DONE),
+            ((".j", ".s", ".d"), DONE),
             ((".s", ".chordguard"), (NOTHING, "record")),
             ((".j", ".chordguard"), (NOTHING, "record")),
             ((".j", ".s", ".d", ".t", ".c", ".chordguard"), (NOTHING, "nothing")),
@@ -320,7 +331,7 @@ DAMAGES = [
             backends=backends,
         )
         for what, value, backends in (
-            ("binary", b"\x80\x04 truncated", ALL),
+            ("binary", b"\xff truncated", ALL),
             ("a list", [1], (REDIS,)),
             ("a number", 7, (REDIS,)),
             ("without a result", {"status": "SUCCESS"}, (REDIS,)),
@@ -329,7 +340,7 @@ DAMAGES = [
     ),
     Damage(
         "counted result is binary",
-        stored(0, b"\x80\x04 truncated"),
+        stored(0, b"\xff truncated"),
         UNREADABLE,
         "later",
         SQL,
@@ -338,7 +349,7 @@ DAMAGES = [
     ),
     Damage(
         "counted result is binary, strict",
-        stored(0, b"\x80\x04 truncated"),
+        stored(0, b"\xff truncated"),
         (states.FAILURE, "cannot be decoded"),
         "later",
         SQL,
@@ -393,7 +404,7 @@ def site(request: pytest.FixtureRequest, servers: Any) -> Any:
             if not damage.is_late:
                 damage.act(cluster, site.chords[damage.name])
         site.told = {
-            command: call(app, command, "--json") for command in ("check", "list", "status")
+            command: call(app, command, "--json") for command in ("list", "check", "status")
         }
         site.told["health"] = health_check(app)
         with contextlib.suppress(Exception):
@@ -406,6 +417,9 @@ def site(request: pytest.FixtureRequest, servers: Any) -> Any:
             wait_until(lambda id_=id_: ledger.read(id_).returned == 2, what="both parts")
             next(d for d in damages if d.name == name).act(cluster, site.chords[name])
             ledger.release(claim)
+            if kind == REDIS:
+                # Without its record it is due when the claim would have run out.
+                ledger.backend.client.zadd(ledger.key("chordguard", ".due"), {id_: 1.0}, xx=True)
         yield site
 
 
@@ -427,6 +441,9 @@ def test_each_ends_as_far_as_it_can_be_read(site, name):
     if cluster.stack.backend not in damage.backends:
         pytest.skip("not on this backend")
     result, (state, text) = site.chords[name], damage.ends
+    if cluster.stack.backend != REDIS and text in BODY_PARTS:
+        # The safety net's message holds the body, too.
+        state, text = states.FAILURE, "was settled"
 
     if state == NOTHING:
         wait_until(lambda: lines_about(site, name), DEADLINE, "a line in the log")
@@ -462,7 +479,7 @@ def test_commands_report_all_of_them(site, command):
         assert site.chords["good"].parent.id in listed
         gone = {n for n, r in site.chords.items() if r.parent.id not in listed}
         # Without a record nothing is known of it.
-        assert all(".chordguard" in name for name in gone), gone
+        assert all(".chordguard" in name or "record" in name for name in gone), gone
 
 
 def test_health_check_counts_them(site):
@@ -472,7 +489,7 @@ def test_health_check_counts_them(site):
 def test_good_one_is_diagnosed_as_it_is(site):
     found = {each.group_id: each for each in site.told["diagnoses"]}
 
-    assert found[site.chords["good"].parent.id].kind in ("running", "poller-lost")
+    assert found[site.chords["good"].parent.id].kind in ("running", "member-lost")
     for name in ("options is a list", "header is deep", "body is binary"):
         each = found[site.chords[name].parent.id]
         assert each.kind == "unknown"
