@@ -62,13 +62,24 @@ def actions_for(diagnosis: Diagnosis) -> list[Action]:
         POLLER_LOST: "requeue",
     }
     name = names.get(diagnosis.kind)
-    if diagnosis.is_damaged and diagnosis.is_overdue:
+    if diagnosis.is_damaged and _may_settle(diagnosis):
         name = "fail-members"
     if name is None or (diagnosis.kind == SIZE_MISSING and not diagnosis.is_overdue):
         return []
     if diagnosis.body is None and name != "forget":
         return []
     return [Action(name, diagnosis.group_id, diagnosis.reason)]
+
+
+def _may_settle(diagnosis: Diagnosis) -> bool:
+    """Tell whether a damaged chord may be settled.
+
+    One whose results are not known is left for as long again to a safety net, whose message may
+    hold the whole body.
+    """
+    if diagnosis.timeout is None or diagnosis.body_ids:
+        return diagnosis.is_overdue
+    return diagnosis.idle >= 2 * diagnosis.timeout
 
 
 def carry_out(ledger: Ledger, diagnosis: Diagnosis, action: Action) -> bool:
