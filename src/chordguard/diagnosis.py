@@ -273,7 +273,8 @@ def _is_counted(found: Diagnosis) -> bool:
 
 def _may_be_published(found: Diagnosis, outstanding: Outstanding | None) -> bool:
     is_whole = outstanding is not None and not outstanding.missing
-    return is_whole or _is_counted(found) or found.is_overdue
+    is_suspect = found.record is not None and found.record.is_over
+    return is_whole or is_suspect or _is_counted(found) or found.is_overdue
 
 
 def _decided(

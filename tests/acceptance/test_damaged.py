@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -149,7 +150,7 @@ def stored(index: int, payload: Any, state: str = states.SUCCESS) -> Callable[..
             backend.client.set(backend.get_key_for_task(task_id), text, ex=600)
         else:
             execute(
-                ledger_of(cluster),
+                SimpleNamespace(backend=backend),
                 "UPDATE celery_taskmeta SET result = :value WHERE task_id = :id",
                 id=task_id,
                 value=payload if isinstance(payload, bytes) else json.dumps(payload).encode(),
@@ -498,3 +499,22 @@ def test_good_one_is_diagnosed_as_it_is(site):
 
 def test_log_holds_no_tracebacks(site):
     assert "Traceback" not in site.cluster.worker.log_text()
+
+
+@pytest.mark.parametrize("is_tolerant", [True, False], ids=["tolerant", "strict"])
+@pytest.mark.parametrize("kind", SQL)
+def test_polled_chord_ends_at_once(clusters, gate, kind, is_tolerant):
+    cluster = clusters(kind, settings={"chord_ledger": False, "chord_timeout": LONG})
+    t = cluster.tasks
+    body = tolerant(t.collect.s()) if is_tolerant else t.collect.s()
+    result = chord([t.echo.s(1), t.wait_for_file.s(gate.path, 2)], body).apply_async()
+    wait_until(result.parent.results[0].ready, what="the first member")
+    stored(0, b"\xff truncated")(cluster, result)
+    gate.open()
+
+    wait_until(result.ready, DEADLINE, "the chord")
+
+    state, value = state_and_value(result)
+    assert state == (states.SUCCESS if is_tolerant else states.FAILURE)
+    assert "ResultUnreadable" in str(value) or not is_tolerant
+    assert cluster.worker.log_text().count("Traceback") <= 1
