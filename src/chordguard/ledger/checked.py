@@ -205,8 +205,8 @@ def _repaired(data: Any, reasons: list[str], seen: set[int], depth: int) -> Any:
     for name in ("chain", "link", "link_error", "chord"):
         if options.get(name):
             options[name] = _each(options[name], reasons, seen, depth)
-    if kind in ("chain", "group") and "tasks" in kwargs:
-        kwargs["tasks"] = _each(_listed(kwargs["tasks"], reasons), reasons, seen, depth)
+    if kind in ("chain", "group"):
+        kwargs["tasks"] = _each(_listed(kwargs.get("tasks"), reasons), reasons, seen, depth)
     elif kind == "chord" and kwargs.get("body") is not None:
         kwargs["body"] = _repaired(kwargs["body"], reasons, seen, depth + 1)
     if len(reasons) == known:
