@@ -356,6 +356,16 @@ DAMAGES = [
         SQL,
         timeout=LONG,
     ),
+    *(
+        Damage(
+            f"failure is {value!r}",
+            stored(1, {"status": states.FAILURE, "result": value}),
+            (states.FAILURE, "Dependency"),
+            backends=(REDIS,),
+            timeout=LONG,
+        )
+        for value in ("oops", 7, None, {"exc_type": ["x"]})
+    ),
     Damage("counted part is garbled", part_garbled, DONE, "later", (REDIS,), timeout=LONG),
     Damage(
         "counted row is deleted", row_deleted, (states.FAILURE, "no result of 1 of 2"), "later", SQL
