@@ -265,7 +265,7 @@ DAMAGES = [
     Damage(
         "record has a wrong type, and a member is lost",
         key_type(".chordguard"),
-        (NOTHING, "record"),
+        (NOTHING, "key"),
         backends=(REDIS,),
     ),
     # Keys that are gone, before the last member comes.
