@@ -19,6 +19,7 @@ from celery.app.backends import by_url
 
 from . import masking
 from ._patch import REDIS, SQL
+from .errors import ResultUnreadable
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -46,7 +47,9 @@ __all__ = (
     "ready_states",
     "select",
     "silence",
+    "stored_result",
     "takes_chords",
+    "unreadable",
     "why_unsupported",
     "with_retries",
 )
@@ -77,6 +80,8 @@ REFUSED_NUMBERS = (
 REFUSED_RESULTS = (3, 8, 13, 23, 1811)
 #: ... or, before Python 3.11, by SQLite's text.
 REFUSED_TEXTS = ("readonly database", "disk is full", "not authorized")
+#: How many characters say why a result cannot be decoded.
+UNREADABLE_TOLD = 500
 
 #: How often tables are tried to be created, since several processes may do so at once.
 CREATE_ATTEMPTS = 6
@@ -389,12 +394,45 @@ def chunks(items: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def read_metas(backend: Any, task_ids: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (id, stored meta-data) of those of `task_ids` that a Redis `backend` knows."""
+    """Yield (id, stored meta-data) of those of `task_ids` that a Redis `backend` knows.
+
+    One that cannot be decoded is that of a task that failed with :exc:`.ResultUnreadable`.
+    """
     for chunk in chunks(task_ids):
         keys = [backend.get_key_for_task(task_id) for task_id in chunk]
         for task_id, payload in zip(chunk, backend.ensure(backend.mget, (keys,)), strict=True):
             if payload is not None:
-                yield task_id, backend.decode(payload)
+                yield task_id, _meta_of(backend, task_id, payload)
+
+
+def stored_result(backend: Any, task_id: str, payload: Any) -> StoredResult:
+    """Return the result that a Redis `backend` stored as `payload`."""
+    meta = _meta_of(backend, task_id, payload)
+    return StoredResult(task_id, meta["status"], meta["result"])
+
+
+def _meta_of(backend: Any, task_id: str, payload: Any) -> dict[str, Any]:
+    try:
+        meta = backend.decode(payload)
+        if isinstance(meta["status"], str) and "result" in meta:
+            return dict(meta)
+        reason = "it is no result"
+    except Exception as exc:  # noqa: BLE001 - whatever was stored
+        reason = f"{type(exc).__name__}: {exc}"
+    lost = unreadable(task_id, reason)
+    return {
+        "task_id": task_id,
+        "status": lost.state,
+        "result": lost.value,
+        "traceback": None,
+        "children": [],
+    }
+
+
+def unreadable(task_id: str, reason: str) -> StoredResult:
+    """Return the result of a task whose stored result cannot be decoded, for this `reason`."""
+    text = f"the stored result of {task_id} cannot be decoded: {' '.join(reason.split())}"
+    return StoredResult(task_id, states.FAILURE, ResultUnreadable(text[:UNREADABLE_TOLD]))
 
 
 def _read_from_redis(backend: Any, task_ids: Sequence[str]) -> Iterator[StoredResult]:
@@ -404,12 +442,39 @@ def _read_from_redis(backend: Any, task_ids: Sequence[str]) -> Iterator[StoredRe
 
 def _read_from_database(backend: Any, task_ids: Sequence[str]) -> Iterator[StoredResult]:
     task = backend.task_cls
-    # From 5.7 the column holds bytes in the result serializer, before that Python objects.
+    # From 5.7 the column holds bytes in the result serializer, before that Python objects, which
+    # the column's type decodes as the rows are read: one that it cannot spoils all of them.
     decode = getattr(backend, "_decode_stored_result", None) or _as_it_is
-    for task_id, state, value in select(
-        backend, (task.task_id, task.status, task.result), task.task_id.in_(task_ids)
-    ):
-        yield StoredResult(task_id, state, decode(value))
+    columns = (task.task_id, task.status, task.result)
+    try:
+        rows = select(backend, columns, task.task_id.in_(task_ids))
+    except errors(backend):
+        raise
+    except Exception as exc:  # noqa: BLE001 - whatever was stored
+        if len(task_ids) > 1:
+            middle = len(task_ids) // 2
+            yield from _read_from_database(backend, task_ids[:middle])
+            yield from _read_from_database(backend, task_ids[middle:])
+        else:
+            yield from _without_value(backend, task_ids, exc)
+        return
+    for task_id, state, value in rows:
+        try:
+            result = StoredResult(task_id, state, decode(value))
+        except Exception as exc:  # noqa: BLE001 - whatever was stored
+            yield from _without_value(backend, [task_id], exc)
+        else:
+            yield result
+
+
+def _without_value(backend: Any, task_ids: Sequence[str], exc: Exception) -> Iterator[StoredResult]:
+    """Yield the results whose values cannot be decoded."""
+    task = backend.task_cls
+    for task_id, state in select(backend, (task.task_id, task.status), task.task_id.in_(task_ids)):
+        is_ready = state in states.READY_STATES
+        failed = unreadable(task_id, f"{type(exc).__name__}: {exc}")
+        # One that is not done may still store another.
+        yield failed if is_ready else StoredResult(task_id, state, None)
 
 
 def _as_it_is(value: Any) -> Any:

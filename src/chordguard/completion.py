@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from celery import states
@@ -291,7 +292,9 @@ def _check_strictly(
 def _cause_of(backend: Any, result: StoredResult) -> BaseException:
     cause = result.value
     if not isinstance(cause, BaseException):
-        cause = backend.exception_to_python(cause)
+        # Of what is no exception's data Celery makes none, or raises an error of its own.
+        with suppress(Exception):
+            cause = backend.exception_to_python(cause)
     return cause if isinstance(cause, BaseException) else to_exception(record_of(result, None))
 
 

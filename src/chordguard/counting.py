@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
@@ -21,7 +23,8 @@ from kombu.exceptions import OperationalError
 
 from . import backends, claims, completion, hooks, settings, signals
 from .ledger import model, rights
-from .ledger.model import Claim, Ledger, Part
+from .ledger.checked import ChordUnreadable
+from .ledger.model import Claim, Ledger, Part, RecordLost
 from .policy import Policy
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ __all__ = (
     "send_unlock",
     "unlock_id",
     "warn_once",
+    "warn_once_of",
 )
 
 logger = logging.getLogger("chordguard")
@@ -112,6 +116,23 @@ def warn_once(message: str, *args: Any) -> None:
     if (message, kind) not in _warned:
         _warned.add((message, kind))
         logger.warning("%s (said once)", message % args, exc_info=True)
+
+
+#: The chords that were told of, with what was said; the oldest is forgotten first.
+_told_of: OrderedDict[tuple[str, str], None] = OrderedDict()
+
+#: How many of them are remembered.
+TOLD_OF = 10_000
+
+
+def warn_once_of(group_id: str, message: str, *args: Any) -> None:
+    """Log a warning of a chord, whose id comes first; the same message once in a process."""
+    key = (group_id, message)
+    if key not in _told_of:
+        _told_of[key] = None
+        if len(_told_of) > TOLD_OF:
+            _told_of.popitem(last=False)
+        logger.warning(message, group_id, *args)
 
 
 class StoredPart:
@@ -218,11 +239,27 @@ def count(
         claim = ledger.count(request.group, part_of(ledger, request, state, result))
     except refusals:
         raise
+    except RecordLost:
+        _reopen(ledger, request)
+        return
     except Exception:  # noqa: BLE001 - it is logged
         warn_once("Chord %s may end late: a part could not be counted", request.group)
         return
     if claim is not None:
         end_from_part(ledger, claim, request.chord)
+
+
+def _reopen(ledger: Ledger, request: Any) -> None:
+    """Write the record of a chord anew, with the body that one of its members brought along."""
+    app = ledger.backend.app
+    try:
+        timeout = Policy.of(app, request.chord).timeout
+        body = model.pack_data(app, request.chord)
+        due = time.time() + settings.interval(app)
+        if ledger.reopen(request.group, body, due, timeout):
+            warn_once_of(request.group, "Chord %s: its record was lost, and is written anew")
+    except Exception:  # noqa: BLE001 - it is logged
+        warn_once("Chord %s may never end: its record was lost", request.group)
 
 
 def end_from_part(ledger: Ledger, claim: Claim, body: Mapping[str, Any]) -> None:
@@ -241,6 +278,7 @@ def end(
     *,
     settled: str | None = None,
     takes_over: bool = False,
+    is_body_damaged: bool = False,
 ) -> bool:
     """End a chord that was claimed, and forget it.
 
@@ -251,6 +289,7 @@ def end(
         settled: Why it ends although members may be missing; they count as lost then.
         takes_over: Whether somebody else may have ended it until just now: it is looked at once
             more before its body is published.
+        is_body_damaged: Whether something is missing in its body: it is settled, and fails.
 
     Returns:
         False when it cannot end yet: the result of a member is not stored although it was
@@ -262,16 +301,22 @@ def end(
     try:
         with claims.held(partial(_renew, ledger, claim)) as is_ours:
             started = _started(ledger, claim) if signals.chord_ended.receivers else None
-            if settled and claim.header is None:
-                error = ChordError(f"{settled}: not all of its members are known")
+            if settled and (claim.header is None or is_body_damaged):
+                why = "its body is" if is_body_damaged else "not all of its members are"
+                error = ChordError(f"{settled}: {why} not known")
                 body = maybe_signature(body, app=app)
                 completion.fail_chord(app, claim.group_id, body, error, started=started)
                 ledger.close(claim.group_id, has_failed=True)
                 return True
             header, results = ledger.collect(claim)
             missing = [id_ for id_ in model.leaf_ids(header) if id_ not in results]
-            if missing and settled is None:
-                logger.warning("Chord %s: no results yet of %s", claim.group_id, ", ".join(missing))
+            if not missing:
+                settled = None
+            elif settled is None:
+                if not takes_over:
+                    # The watchdog finds the same again and again.
+                    told = ", ".join(missing)
+                    warn_once_of(claim.group_id, "Chord %s: no results yet of %s", told)
                 ledger.release(claim)
                 return False
             if not is_ours(takes_over):
@@ -290,6 +335,10 @@ def end(
             )
             is_finished = True
             ledger.close(claim.group_id, has_failed=not is_published)
+    except ChordUnreadable as exc:
+        warn_once_of(claim.group_id, "Chord %s cannot be ended yet: %s", exc)
+        ledger.release(claim)
+        return False
     except OperationalError:
         logger.warning("Chord %s: its body cannot be published now", claim.group_id, exc_info=True)
         ledger.release(claim)

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from kombu.exceptions import ContentDisallowed
+
 from . import backends, completion, counting, masking, whereabouts
 from .errors import CannotTell, LedgerMissing
-from .ledger import model
+from .ledger import checked
 from .ledger.model import Header, Ledger, Outstanding, Record
 from .policy import timeout_of
 
@@ -98,6 +100,7 @@ class Diagnosis:
         missing: The members that were neither counted nor have a result, where that was asked.
         uncounted: The results of members whose parts were not counted.
         body_ids: The ids of the results that the body gives.
+        body_damage: What of the body cannot be read, in a sentence; it must not be published.
         evidence: Where members without a result were seen, by id.
     """
 
@@ -112,12 +115,18 @@ class Diagnosis:
     missing: tuple[str, ...] = ()
     uncounted: tuple[backends.StoredResult, ...] = ()
     body_ids: tuple[str, ...] = ()
+    body_damage: str | None = None
     evidence: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_stuck(self) -> bool:
         """Tell whether something is the matter with it for certain."""
         return self.kind not in (RUNNING, UNKNOWN)
+
+    @property
+    def is_damaged(self) -> bool:
+        """Tell whether what the ledger keeps of it cannot be read, and nothing else is known."""
+        return self.kind == UNKNOWN and self.record is not None and self.record.damage is not None
 
     @property
     def is_overdue(self) -> bool:
@@ -179,29 +188,46 @@ def _unexamined(
             UNKNOWN,
             "the ledger does not know it: it has ended, or was started without the patches",
         )
+    try:
+        return _unexamined_record(ledger, record, header, body)
+    except backends.errors(ledger.backend):
+        raise
+    except Exception as exc:  # noqa: BLE001 - it is told; the others are looked at all the same
+        reason = f"it cannot be read: {checked.in_a_line(exc)}"
+        return Diagnosis(group_id, UNKNOWN, reason, replace(record, damage=reason))
+
+
+def _unexamined_record(
+    ledger: Ledger, record: Record, header: Header | None, body: Mapping[str, Any] | None
+) -> Diagnosis:
     app = ledger.backend.app
     now = time.time()
+    body_damage = None
     if body is None and record.body is not None:
         try:
-            body = model.unpack_body(app, record.body)
-        except Exception as exc:  # noqa: BLE001 - it is told
+            body, body_damage = checked.body_of(app, record.body)
+        except ContentDisallowed as exc:
+            # Perhaps another app's.
             reason = f"its body cannot be read: {type(exc).__name__}: {exc}"
-            return Diagnosis(group_id, UNKNOWN, reason, record)
+            return Diagnosis(record.group_id, UNKNOWN, reason, record)
     found = Diagnosis(
-        group_id,
+        record.group_id,
         RUNNING,
         "",
-        record,
+        replace(record, damage=record.damage or body_damage),
         record.header if record.header is not None else header,
         body,
         idle=max(0.0, now - record.progressed),
         timeout=None if body is None else timeout_of(app, body),
         body_ids=() if body is None else tuple(completion.task_ids(completion.waiting_for(body))),
+        body_damage=body_damage,
     )
-    if record.is_over:
+    if record.is_over and not record.lost:
         return replace(found, kind=BODY_DONE, reason="a worker without the patches has ended it")
     if record.claimed_until > now:
         return replace(found, reason="a worker is just ending it")
+    if found.record is not None and found.record.damage:
+        return replace(found, kind=UNKNOWN, reason=found.record.damage)
     return found
 
 
@@ -223,12 +249,20 @@ def _examined(ledger: Ledger, chords: Sequence[Diagnosis], *, is_thorough: bool)
         for task_id in found.body_ids
     ]
     bodies = backends.read_results(ledger.backend, body_ids)
+    chords = [_with_vanished(ledger, found) for found in chords]
     return [
         found
         if found.reason
         else _decided(found, outstanding.get(found.group_id), bodies, is_thorough)
         for found in chords
     ]
+
+
+def _with_vanished(ledger: Ledger, found: Diagnosis) -> Diagnosis:
+    """Look for counted members of an overdue chord that have no result any more."""
+    if found.reason or not (_is_counted(found) and found.is_overdue and found.header):
+        return found
+    return replace(found, missing=tuple(ledger.vanished(found.group_id, found.header)))
 
 
 def _is_counted(found: Diagnosis) -> bool:
@@ -239,7 +273,8 @@ def _is_counted(found: Diagnosis) -> bool:
 
 def _may_be_published(found: Diagnosis, outstanding: Outstanding | None) -> bool:
     is_whole = outstanding is not None and not outstanding.missing
-    return is_whole or _is_counted(found) or found.is_overdue
+    is_suspect = found.record is not None and found.record.is_over
+    return is_whole or is_suspect or _is_counted(found) or found.is_overdue
 
 
 def _decided(
@@ -266,6 +301,9 @@ def _decided(
 
 def _when_counted(found: Diagnosis) -> tuple[str, str]:
     record: Any = found.record
+    if found.missing:
+        gone = ", ".join(found.missing)
+        return MEMBER_LOST, f"members were counted whose results are gone: {gone}"
     if record.claimed_until:
         ago = time.time() - record.claimed_until
         return CLAIM_EXPIRED, f"the claim of the worker that ended it ran out {ago:.0f} s ago"
@@ -280,6 +318,8 @@ def _when_counting(
     record: Any = found.record
     size = "?" if record.size is None else record.size
     returned = f"{record.returned} of {size} members are done"
+    if record.lost:
+        returned += f", the ledger has lost its {', '.join(record.lost)}"
     if outstanding is not None and outstanding.uncounted:
         counted = f"{len(outstanding.uncounted)} more have a result that was not counted"
         return PART_LOST, f"{returned}, {counted}"

@@ -16,6 +16,7 @@ __all__ = (
     "ChordguardWarning",
     "LedgerMissing",
     "ResultTooLong",
+    "ResultUnreadable",
     "SettingError",
     "UntestedCeleryWarning",
     "without_passwords",
@@ -42,6 +43,10 @@ class ResultTooLong(EncodeError):
 
     To Celery it is a result that cannot be encoded: the task fails with this error.
     """
+
+
+class ResultUnreadable(Exception):
+    """The stored result of this header task cannot be decoded; the message says why."""
 
 
 class ChordMemberLost(Exception):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from . import counting
-from .ledger.model import leaf_ids, unpack_body
+from .ledger.checked import body_of
+from .ledger.model import leaf_ids
 
 __all__ = ("member_of", "request_of")
 
@@ -51,7 +52,9 @@ def member_of(backend: Any, message: Any) -> Any:
     if record is None or not _is_member(task_id, record.header):
         return None
     try:
-        body = record.body and unpack_body(backend.app, record.body)
+        body, damage = body_of(backend.app, record.body) if record.body else (None, None)
+        if damage is not None:
+            body = None
     except Exception:  # noqa: BLE001 - it is logged
         counting.warn_once("Chord %s may end late: its body cannot be read here", group_id)
         body = None

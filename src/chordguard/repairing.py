@@ -62,11 +62,24 @@ def actions_for(diagnosis: Diagnosis) -> list[Action]:
         POLLER_LOST: "requeue",
     }
     name = names.get(diagnosis.kind)
+    if diagnosis.is_damaged and _may_settle(diagnosis):
+        name = "fail-members"
     if name is None or (diagnosis.kind == SIZE_MISSING and not diagnosis.is_overdue):
         return []
     if diagnosis.body is None and name != "forget":
         return []
     return [Action(name, diagnosis.group_id, diagnosis.reason)]
+
+
+def _may_settle(diagnosis: Diagnosis) -> bool:
+    """Tell whether a damaged chord may be settled.
+
+    One whose results are not known is left for as long again to a safety net, whose message may
+    hold the whole body.
+    """
+    if diagnosis.timeout is None or diagnosis.body_ids:
+        return diagnosis.is_overdue
+    return diagnosis.idle >= 2 * diagnosis.timeout
 
 
 def carry_out(ledger: Ledger, diagnosis: Diagnosis, action: Action) -> bool:
@@ -120,7 +133,14 @@ def _fire(ledger: Ledger, diagnosis: Diagnosis, settled: str | None = None) -> b
     claim = ledger.claim(diagnosis.group_id)
     if claim is None:
         return False
-    return counting.end(ledger, claim, diagnosis.body, settled=settled, takes_over=True)
+    return counting.end(
+        ledger,
+        claim,
+        diagnosis.body,
+        settled=settled,
+        takes_over=True,
+        is_body_damaged=diagnosis.body_damage is not None,
+    )
 
 
 def _fail_members(ledger: Ledger, diagnosis: Diagnosis) -> bool:
@@ -131,6 +151,10 @@ def _fail_members(ledger: Ledger, diagnosis: Diagnosis) -> bool:
         )
     else:
         why = f"since {diagnosis.reason}"
+    if diagnosis.record is not None and diagnosis.record.lost:
+        why += f"; the ledger has lost its {', '.join(diagnosis.record.lost)}"
+    if diagnosis.is_damaged:
+        why += f"; {diagnosis.reason}"
     return _fire(ledger, diagnosis, settled=why)
 
 

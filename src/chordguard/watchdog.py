@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from celery import bootsteps
@@ -40,6 +40,9 @@ logger = logging.getLogger("chordguard")
 
 #: Seconds for which a fork of the pool waits until a watchdog has done what it is at.
 FORK_SECONDS = 5.0
+
+#: What is said, once, of a chord that is damaged.
+DAMAGED = "Chord %s could not be looked at: %s"
 
 #: How many chords are taken at once.
 BATCH = 100
@@ -110,7 +113,9 @@ def _seconds_until_next(
     if _is_claimed(found):
         # It may be given back before it ends.
         return min(max(shortest, 1.0), max(0.0, found.record.claimed_until - time.time()))
-    if found.kind not in (RUNNING, SIZE_MISSING, READY):
+    if found.is_damaged:
+        shortest *= 2
+    elif found.kind not in (RUNNING, SIZE_MISSING, READY):
         return shortest
     seconds = min(max(shortest, found.idle), max(shortest, SLOWEST)) if pace is None else pace
     if found.timeout is not None and not found.is_overdue:
@@ -167,6 +172,8 @@ class Watchdog:
         self._is_stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._ledger: Ledger | None = None
+        #: How many times in a row a chord could not be looked at, by id.
+        self._failures: dict[str, int] = {}
 
     def start(self) -> None:
         """Start to look, after a first interval."""
@@ -238,8 +245,8 @@ class Watchdog:
     def _examined_alone(self, ledger: Ledger, group_id: str) -> list[Diagnosis]:
         try:
             return [] if self._is_stopped.is_set() else [examine(ledger, group_id)]
-        except Exception:
-            logger.exception("Chord %s could not be looked at", group_id)
+        except Exception:  # noqa: BLE001 - it is logged
+            self._back_off(ledger, group_id)
             return []
 
     def _look(self, ledger: Ledger, found: Diagnosis) -> None:
@@ -251,15 +258,32 @@ class Watchdog:
             if self._is_stopped.is_set():
                 ledger.look_again(found.group_id, time.time())
                 return
+            if found.is_damaged and not found.is_overdue:
+                counting.warn_once_of(found.group_id, DAMAGED, found.reason)
             actions = actions_for(found) if _is_known(self.app, found) else []
             seconds = _seconds_until_next(ledger, _mended(ledger, found, actions))
-        except Exception as exc:
-            # It stays taken for a while: then somebody looks again.
+            # What the ledger does not know any more is not due any more.
+            seconds = SLOWEST if seconds is None else seconds
+            left = ledger.look_again(found.group_id, time.time() + seconds)
+            if left:
+                counting.warn_once_of(found.group_id, DAMAGED, left)
+            self._failures.pop(found.group_id, None)
+        except Exception as exc:  # noqa: BLE001 - it is logged
             if not rights.is_told(exc):
-                logger.exception("Chord %s could not be looked at", found.group_id)
+                self._back_off(ledger, found.group_id)
+
+    def _back_off(self, ledger: Ledger, group_id: str) -> None:
+        """Say once that a chord could not be looked at; look again later each time.
+
+        It stays taken for a while: then somebody looks again.
+        """
+        failures = self._failures[group_id] = self._failures.get(group_id, 0) + 1
+        if failures == 1:
+            logger.exception("Chord %s could not be looked at", group_id)
             return
-        # What the ledger does not know any more is not due any more.
-        ledger.look_again(found.group_id, time.time() + (seconds or 0.0))
+        seconds = min(SLOWEST, settings.interval(self.app) * 2.0 ** min(failures, 16))
+        with suppress(Exception):
+            ledger.look_again(group_id, time.time() + seconds)
 
 
 class WatchdogStep(bootsteps.StartStopStep):  # type: ignore[misc]

@@ -439,7 +439,8 @@ class TestWatchdog:
     @pytest.mark.parametrize("ledger", ["redis"], indirect=True)
     def test_chord_that_has_expired_is_not_due_for_ever(self, ledger):
         chord = Chord(ledger, due=1.0)
-        ledger.backend.client.delete(ledger.key(chord.group_id, ".chordguard"))
+        keys = [ledger.key(chord.group_id, name) for name in (".chordguard", ".s", ".j")]
+        ledger.backend.client.delete(*keys)
 
         assert 1 == watchdog.Watchdog(ledger.backend.app).look_at_due()
 

@@ -34,12 +34,13 @@ import sqlalchemy as sa
 from celery import states
 from kombu.utils.encoding import ensure_bytes
 from sqlalchemy.dialects import mysql, postgresql
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from .. import backends, masking
 from ..backends import StoredResult
 from . import connections, model, rights
+from .checked import MOST_AHEAD, ChordUnreadable, Reader, header_in, in_a_line
 from .model import (
     Claim,
     Header,
@@ -50,7 +51,6 @@ from .model import (
     leaf_ids,
     new_token,
     pack,
-    unpack,
 )
 
 if TYPE_CHECKING:
@@ -126,7 +126,12 @@ class Tables:
     def _write_chord(self, chord: Any) -> None:
         update = self.chord.update().where(_is_this(chord))
         is_mine = chord.claimed_by == sa.bindparam("token")
-        is_free = chord.claimed_until < sa.bindparam("now")
+        # A claim until a time that makes no sense is none.
+        is_free = sa.or_(
+            chord.claimed_until < sa.bindparam("now"),
+            chord.claimed_until > sa.bindparam("now") + MOST_AHEAD,
+            chord.claimed_until.is_(None),
+        )
         is_last = sa.and_(chord.size <= chord.returned + 1, is_free)
         # MySQL assigns from left to right and reads what it has assigned: whatever is read
         # comes before it is written.
@@ -176,6 +181,7 @@ class Tables:
             .order_by(chord.due)
             .limit(sa.bindparam("most"))
         )
+        self.note = update.values(progressed=sa.bindparam("now"))
         self.look_again = update.values(due=sa.bindparam("until"))
         self.take_due = self.look_again.where(chord.due == sa.bindparam("seen"))
 
@@ -196,6 +202,9 @@ class Tables:
         is_live = sa.exists().where(self.chord.c.id == member.chord_id)
         self.find_orphans = sa.select(member.chord_id).where(~is_live).distinct()
         self.read_members = sa.select(member.task_id).where(is_member)
+        self.read_plain_members = sa.select(member.task_id).where(
+            is_member & member.payload.is_(None)
+        )
         self.read_members_of = sa.select(member.chord_id, member.task_id).where(
             member.chord_id.in_(sa.bindparam("chords", expanding=True))
         )
@@ -418,6 +427,9 @@ class DatabaseLedger(Ledger):
 
         self._retried(open_chord)
 
+    def reopen(self, *_: Any) -> bool:
+        return False  # without its row there is nothing that a part is counted on
+
     def set_header(self, group_id: str, header: Header) -> None:
         self._write_header(group_id, lambda _, added: (_joined(header, added), True))
 
@@ -442,7 +454,7 @@ class DatabaseLedger(Ledger):
                     return False
                 read = tables.read_chord(tables.chord.c.size, tables.chord.c.header)
                 size, text = connection.execute(read, {"chord": group_id}).one()
-                header, is_whole = change(size, unpack(text) or [])
+                header, is_whole = change(size, header_in(text) or [])
                 values = {
                     "chord": group_id,
                     "members": len(set(leaf_ids(header))) if is_whole else None,
@@ -500,7 +512,7 @@ class DatabaseLedger(Ledger):
                 counted = self._count(connection, values, store)
         if counted is None or not counted.is_mine:
             return None
-        return Claim(group_id, token, unpack(counted.header))
+        return Claim(group_id, token, header_in(counted.header))
 
     def _count_in_one(self, connection: Any, values: dict[str, Any], store: Any) -> Any:
         statement = self.tables.count_in_one
@@ -539,10 +551,62 @@ class DatabaseLedger(Ledger):
     def read_all(self, group_ids: Sequence[str]) -> dict[str, Record]:
         found: dict[str, Record] = {}
         for chunk in backends.chunks(group_ids):
-            for *known, header, body in self._select(self.tables.read_chords, {"chords": chunk}):
-                record = Record(*known, unpack(header), body)  # type: ignore[call-arg]
+            for row in self._read_rows(chunk):
+                record = row if isinstance(row, Record) else self._record(*row)
                 found[record.group_id] = record
         return found
+
+    def _read_rows(self, group_ids: Sequence[str]) -> Iterator[tuple[Any, ...] | Record]:
+        """Yield the rows of chords; for one that the driver cannot decode a damaged record."""
+        try:
+            yield from self._select(self.tables.read_chords, {"chords": group_ids})
+        except SQLAlchemyError:
+            raise
+        except Exception as exc:  # noqa: BLE001 - it is told
+            if len(group_ids) == 1:
+                now = time.time()
+                damage = f"its row cannot be read: {in_a_line(exc)}"
+                yield Record(group_ids[0], None, 0, now, now, 0.0, None, None, damage=damage)
+                return
+            for group_id in group_ids:
+                yield from self._read_rows([group_id])
+
+    def _record(
+        self,
+        group_id: str,
+        size: Any,
+        returned: Any,
+        created: Any,
+        progressed: Any,
+        claimed_until: Any,
+        packed_header: Any,
+        body: Any,
+    ) -> Record:
+        now = time.time()
+        reader = Reader(now)
+        header = reader.header(packed_header)
+        size = reader.number("size", size)
+        counted = reader.number("returned", returned)
+        if counted is None:
+            reader.spoilt("its returned is missing, expected a number of members")
+        started = reader.moment("created", created)
+        since = reader.moment("progressed", progressed)
+        if since is None:
+            since = started
+        if since is None:
+            since = now
+            self._write(self.tables.note, group_id, now=now)
+        return Record(
+            group_id,
+            size,
+            counted or 0,
+            since if started is None else started,
+            since,
+            reader.moment("claimed_until", claimed_until) or 0.0,
+            header,
+            reader.body(body),
+            damage=reader.damage,
+        )
 
     def signatures(self, group_id: str) -> bytes | None:
         rows = self._read(self.tables.read_chord(self.tables.chord.c.signatures), group_id)
@@ -566,6 +630,14 @@ class DatabaseLedger(Ledger):
             for group_id, ids in rest.items()
         }
 
+    def vanished(self, group_id: str, header: Header) -> list[str]:
+        # What a part brought along is kept beside it.
+        rows = self._read(self.tables.read_plain_members, group_id)
+        counted = {task_id for (task_id,) in rows}
+        ids = [task_id for task_id in leaf_ids(header) if task_id in counted]
+        ready = backends.ready_states(self.backend, ids)
+        return [task_id for task_id in dict.fromkeys(ids) if task_id not in ready]
+
     def has(self, group_id: str) -> bool:
         """Tell whether a chord is live here; cheaper than to read it."""
         return bool(self._read(self.tables.read_chord(self.tables.chord.c.id), group_id))
@@ -587,14 +659,24 @@ class DatabaseLedger(Ledger):
         return found
 
     def collect(self, claim: Claim) -> tuple[Header, dict[str, StoredResult]]:
-        header = claim.header or []
+        header = claim.header
+        if header is None:
+            raise ChordUnreadable("its members are not known: its header is missing or damaged")
         ids = list(leaf_ids(header))
         results = backends.read_results(self.backend, ids)
         ready = {id_: result for id_, result in results.items() if result.is_ready}
         if len(ready) < len(set(ids)):
             for task_id, payload in self.payloads(claim.group_id).items():
-                ready[task_id] = StoredResult(task_id, *self.backend.decode(payload))
+                ready[task_id] = self._brought(task_id, payload)
         return header, ready
+
+    def _brought(self, task_id: str, payload: Any) -> StoredResult:
+        """Return the result that a part brought along."""
+        try:
+            state, value = self.backend.decode(payload)
+            return StoredResult(task_id, str(state), value)
+        except Exception as exc:  # noqa: BLE001 - whatever was stored
+            return backends.unreadable(task_id, in_a_line(exc))
 
     def counted(self, group_id: str) -> set[str]:
         """Return the ids of the members that were counted."""
@@ -614,9 +696,8 @@ class DatabaseLedger(Ledger):
                 if not connection.execute(self.tables.claim, values).rowcount:
                     return None
                 read = self.tables.read_chord(self.tables.chord.c.header)
-                return Claim(
-                    group_id, token, unpack(connection.execute(read, {"chord": group_id}).scalar())
-                )
+                packed = connection.execute(read, {"chord": group_id}).scalar()
+                return Claim(group_id, token, header_in(packed))
 
         return self._retried(claim_chord)
 
@@ -667,8 +748,9 @@ class DatabaseLedger(Ledger):
         take = self.tables.take_due
         return [id_ for id_, seen in due if self._write(take, id_, seen=seen, until=until)]
 
-    def look_again(self, group_id: str, due: float) -> None:
+    def look_again(self, group_id: str, due: float) -> str | None:
         self._write(self.tables.look_again, group_id, until=due)
+        return None
 
     def _read(self, statement: Any, group_id: str) -> list[tuple[Any, ...]]:
         return self._select(statement, {"chord": group_id})

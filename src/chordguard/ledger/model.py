@@ -27,6 +27,7 @@ __all__ = (
     "Outstanding",
     "Part",
     "Record",
+    "RecordLost",
     "header_of",
     "leaf_ids",
     "new_owner",
@@ -97,7 +98,11 @@ class Record:
         claimed_until: Until when somebody ends it, or ended it and died (Unix time); 0: nobody.
         header: The members' ids; None where those of a generator are not known yet.
         body: The packed signature of the body.
-        is_over: Whether its parts are gone: a worker without the patches has ended it.
+        is_over: Whether its parts and its size are gone, as where a worker without the patches
+            has ended it.
+        lost: What the store has lost of it ("record", "parts", "size"), which it does not prove to
+            be gone because the chord ended.
+        damage: What of it cannot be read, in a sentence; None: nothing.
     """
 
     group_id: str
@@ -109,11 +114,17 @@ class Record:
     header: Header | None
     body: bytes | None
     is_over: bool = False
+    lost: tuple[str, ...] = ()
+    damage: str | None = None
 
     @property
     def is_complete(self) -> bool:
         """Tell whether all members were counted."""
         return self.size is not None and self.returned >= self.size
+
+
+class RecordLost(Exception):
+    """A part of a chord was counted whose record the store has lost; it may be written anew."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +227,15 @@ class Ledger(Protocol):
 
         Returns:
             The claim on the chord when the part was the last one and nobody else ends it.
+
+        Raises:
+            RecordLost: It was counted, but nothing else is known of its chord any more.
+        """
+
+    def reopen(self, group_id: str, body: bytes, due: float, timeout: float | None) -> bool:
+        """Write the record of a chord anew, as far as one of its members knows it.
+
+        The arguments are those of `open`. False where that is not needed.
         """
 
     def group_ids(self) -> list[str]:
@@ -237,6 +257,9 @@ class Ledger(Protocol):
         Arguments:
             headers: The members of each chord, by the id of its header.
         """
+
+    def vanished(self, group_id: str, header: Header) -> list[str]:
+        """Return the members that were counted and whose results are gone."""
 
     def failed(self, group_ids: Sequence[str]) -> dict[str, int]:
         """Return how many of the members that were counted had failed, for each live chord."""
@@ -282,8 +305,13 @@ class Ledger(Protocol):
     def take_due(self, now: float, until: float, limit: int) -> list[str]:
         """Return up to `limit` chords that are due; keep others from looking before `until`."""
 
-    def look_again(self, group_id: str, due: float) -> None:
-        """Have the watchdog look at a live chord again at `due` (Unix time)."""
+    def look_again(self, group_id: str, due: float) -> str | None:
+        """Have the watchdog look at a live chord again at `due` (Unix time).
+
+        Returns:
+            For a chord that was due but has no record any more: what of it is there all the same,
+            in a sentence; None for any other.
+        """
 
 
 def new_token() -> str:

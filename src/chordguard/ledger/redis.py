@@ -10,10 +10,11 @@ expires; a live chord's keys live on as parts come and it is looked at.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from hashlib import sha1
 from importlib.resources import files
 from typing import Any
@@ -25,6 +26,7 @@ from kombu.utils.encoding import bytes_to_str, ensure_bytes
 from .. import backends
 from ..backends import StoredResult
 from . import model, rights
+from .checked import Reader, header_in
 from .model import (
     Claim,
     Header,
@@ -32,14 +34,16 @@ from .model import (
     Outstanding,
     Part,
     Record,
+    RecordLost,
     header_of,
     leaf_ids,
     new_token,
     pack,
-    unpack,
 )
 
 __all__ = ("RedisLedger",)
+
+logger = logging.getLogger("chordguard")
 
 #: Seconds for which a late part finds that its chord has ended.
 DONE_SECONDS = 300
@@ -49,6 +53,15 @@ SPARE_SECONDS = 3600
 
 #: Seconds after which the keys of a chord that is never settled expire, unless it is looked at.
 LONGEST_SECONDS = 30 * 86400
+
+#: What Redis says of a key of another type.
+WRONG_TYPE = "WRONGTYPE"
+
+#: What is left of a chord that is due but has no record.
+_LEFT = {
+    "kept": "its record is gone, and it waits for a part, which brings its body along",
+    "gone": "its record, its parts and its size are gone: nothing is known of it any more",
+}
 
 #: For how many members a script looks at once: nobody else is served meanwhile.
 PORTION = 1000
@@ -60,7 +73,7 @@ COUNTED_BY_CELERY = "Chords are counted by Celery alone, not in the ledger"
 REFUSALS = ("MISCONF", "unknown command", "user executing the script")
 
 #: What is read of a chord's record, beside its header and body; it has the last one for certain.
-_FIELDS = ("size", "created", "progressed", "claimed_until", "seen", "lifetime")
+_FIELDS = ("size", "created", "progressed", "claimed_until", "seen", "reopened", "lifetime")
 
 
 class RedisLedger(Ledger):
@@ -114,10 +127,14 @@ class RedisLedger(Ledger):
         timeout: float | None,
         signatures: bytes | None = None,
     ) -> None:
-        lifetime = int(timeout + SPARE_SECONDS) if timeout else LONGEST_SECONDS
+        lifetime = _lifetime(timeout)
         text = "" if header is None else pack(header)
         kept = (text, body or "", signatures or "")
         self._run("open", group_id, time.time(), due, lifetime, *kept)
+
+    def reopen(self, group_id: str, body: bytes, due: float, timeout: float | None) -> bool:
+        values = (time.time(), due, _lifetime(timeout), body)
+        return bool(self._run("reopen", group_id, *values))
 
     def set_size(self, group_id: str, size: int, header: Header | None = None) -> None:
         """Tell how many members a chord has, and which where it was opened without them."""
@@ -137,7 +154,9 @@ class RedisLedger(Ledger):
         return Part(request.id, self.backend.encode([1, request.id, state, encoded]), index)
 
     def part_from(self, result: StoredResult, index: int) -> Part:
-        part = [1, result.task_id, result.state, result.value]
+        # That of one that could not be decoded is an exception.
+        value = self.backend.encode_result(result.value, result.state)
+        part = [1, result.task_id, result.state, value]
         return Part(result.task_id, self.backend.encode(part), str(index), is_recounted=True)
 
     def count(self, group_id: str, part: Part) -> Claim | None:
@@ -157,10 +176,13 @@ class RedisLedger(Ledger):
             _whole(model.CLAIM_SECONDS),
             int(self._is_celery_5_7),
         )
-        if bytes_to_str(answer[0]) != "claimed":  # type: ignore[no-untyped-call]
+        what = bytes_to_str(answer[0])  # type: ignore[no-untyped-call]
+        if what == "lost":
+            raise RecordLost
+        if what != "claimed":
             return None
         _, header, *parts = answer
-        return Claim(group_id, token, unpack(header), *parts)
+        return Claim(group_id, token, header_in(header), *parts)
 
     def group_ids(self) -> list[str]:
         live = self.backend.ensure(self.backend.client.zrange, (self._due, 0, -1))
@@ -172,42 +194,60 @@ class RedisLedger(Ledger):
             answers = self._run_over("records", json.dumps(_FIELDS), chunk)
             for group_id, answer in zip(chunk, answers, strict=True):
                 if answer is not None:
-                    facts, header, body = answer
-                    found[group_id] = self._record(group_id, json.loads(facts), header, body)
+                    found[group_id] = self._record(group_id, *answer)
         return found
 
-    def _record(self, group_id: str, facts: Sequence[Any], packed_header: Any, body: Any) -> Record:
-        fields, returned, is_sized, added, claimed_by, claimed_for = facts
+    def _record(self, group_id: str, told: bytes | str, packed_header: Any, body: Any) -> Record:
+        text = told.decode(errors="replace") if isinstance(told, bytes) else told
         # What is not there is False.
-        size, created, since, claimed_until, counted, _ = fields
+        fields, returned, sized, added, claimed_by, claimed_for, damage = json.loads(text)
         now = time.time()
-        seen = int(counted or 0)
-        progressed = float(since)
-        header = unpack(packed_header)
-        is_over = claimed_by == "done"
-        if not is_over and not is_sized and size:
-            # They deleted the parts, and the size.
-            is_over = returned < seen or (returned < int(size) and self._are_ready(header))
-        if returned != seen and not is_over:
-            if returned > seen:
-                # Workers without the patches have counted it.
-                progressed = now
-            self._run("note", group_id, progressed, returned)
-        until = float(claimed_until or 0)
+        reader = Reader(now, damage or None)
+        size, created, progressed, claimed_until, counted, is_reopened = (
+            fields[:-1] if fields else (False,) * (len(_FIELDS) - 1)
+        )
+        header = reader.header(packed_header)
+        size = reader.number("size", size)
+        seen = reader.number("seen", counted) or 0
+        returned = int(returned)
+        reader.number("size (.s)", sized)
+        more = reader.number("number of added members (.t)", added) or 0
+        until = reader.moment("claimed_until", claimed_until) or 0.0
+        started = reader.moment("created", created)
+        since = reader.moment("progressed", progressed)
+        if since is None:
+            since = started
+        is_marked = claimed_by == "done"
+        is_cut = sized is False and size is not None and (returned < seen or returned < size)
+        # They deleted the parts, and the size; and what was added, which is there from the start.
+        is_over = is_marked or (is_cut and added is False)
+        is_proven = is_marked or (is_over and self._are_ready(header))
+        if is_over and not is_proven and returned >= seen:
+            is_over = False
+        if since is None or (returned > seen and not is_over):
+            # Workers without the patches have counted it; or nobody knows when it was counted.
+            since = now
+            self._run("note", group_id, now, max(returned, seen))
+        lost = ["record"] if is_reopened else []
+        if not is_proven:
+            lost += ["parts"] if returned < seen else []
+            lost += ["size"] if sized is False and size is not None else []
         if is_over:
             until = 0.0
         elif claimed_for > 0:
             until = now + claimed_for / 1000
         return Record(
             group_id,
-            int(size) + int(added or 0) if size else None,
+            None if size is None else size + more,
             returned,
-            float(created),
-            progressed,
+            since if started is None else started,
+            since,
             until,
             header,
-            None if body is None else ensure_bytes(body),  # type: ignore[no-untyped-call]
+            reader.body(body),
             is_over=is_over,
+            lost=tuple(lost),
+            damage=reader.damage,
         )
 
     def signatures(self, group_id: str) -> bytes | None:
@@ -233,8 +273,7 @@ class RedisLedger(Ledger):
         missing = set(without)
         uncounted: dict[str, StoredResult] = {}
         for task_id, payload in zip(map(bytes_to_str, stored[::2]), stored[1::2], strict=True):
-            meta = self.backend.decode(payload)
-            result = StoredResult(task_id, meta["status"], meta["result"])
+            result = backends.stored_result(self.backend, task_id, payload)
             if result.is_ready:
                 uncounted[task_id] = result
             else:
@@ -242,6 +281,9 @@ class RedisLedger(Ledger):
         # A member may be in a header twice.
         in_order = dict.fromkeys(task_id for task_id in ids if task_id in missing)
         return Outstanding(tuple(in_order), tuple(uncounted.values()))
+
+    def vanished(self, *_: Any) -> list[str]:
+        return []  # what was counted is kept with the parts
 
     def failed(self, group_ids: Sequence[str]) -> dict[str, int]:
         names = json.dumps(sorted(states.PROPAGATE_STATES))
@@ -273,7 +315,7 @@ class RedisLedger(Ledger):
         answer = self._run("claim", group_id, token, now, seconds)
         if answer is None:
             return None
-        return Claim(group_id, token, unpack(answer[0]) if answer else None)
+        return Claim(group_id, token, header_in(answer[0]) if answer else None)
 
     def renew(self, claim: Claim) -> bool:
         return self._renew(claim, _whole(model.CLAIM_SECONDS))
@@ -313,8 +355,9 @@ class RedisLedger(Ledger):
         taken = self._run("due", "", now, until, limit)
         return [bytes_to_str(group_id) for group_id in taken]  # type: ignore[no-untyped-call]
 
-    def look_again(self, group_id: str, due: float) -> None:
-        self._run("look", group_id, due)
+    def look_again(self, group_id: str, due: float) -> str | None:
+        left = bytes_to_str(self._run("look", group_id, due))  # type: ignore[no-untyped-call]
+        return _LEFT.get(left)
 
     def _are_ready(self, header: Header | None) -> bool:
         ids = list(leaf_ids(header or ()))
@@ -331,11 +374,20 @@ class RedisLedger(Ledger):
         """Read the parts that were counted, in header order where Celery keeps it."""
         client = self.backend.client
         read = client.zrange if self.backend._chord_zset else client.lrange
-        return self._decoded(self.backend.ensure(read, (self.key(group_id, ".j"), 0, -1)))
+        arguments = (self.key(group_id, ".j"), 0, -1)
+        stored = self.backend.ensure(self._healed, (group_id, partial(read, *arguments)))
+        return self._decoded(stored)
 
     def _decoded(self, stored: Sequence[Any]) -> list[StoredResult]:
-        parts = (self.backend.decode(part) for part in stored)
-        return [StoredResult(id_, state, value) for _, id_, state, value in parts]
+        parts = []
+        for part in stored:
+            # One that cannot be decoded does not tell whose it is: that member's stored result is
+            # read in its place.
+            with suppress(Exception):
+                _, task_id, state, value = self.backend.decode(part)
+                if isinstance(task_id, str) and isinstance(state, str):
+                    parts.append(StoredResult(task_id, state, value))
+        return parts
 
     @property
     def _due(self) -> bytes:
@@ -355,11 +407,24 @@ class RedisLedger(Ledger):
 
         One that is about many is given an empty id.
         """
+        run = partial(self._run_once, name, group_id, values)
         try:
-            return self.backend.ensure(self._run_once, (name, group_id, values))
+            return self.backend.ensure(self._healed, (group_id, run))
         except self.backend.redis.exceptions.ResponseError as exc:
             self.refuse(exc)
             raise
+
+    def _healed(self, group_id: str, operation: Callable[[], Any]) -> Any:
+        """Return what an operation does; where a key of the chord has another type, without it."""
+        try:
+            return operation()
+        except self.backend.redis.exceptions.ResponseError as exc:
+            if not group_id or WRONG_TYPE not in str(exc):
+                raise
+            if not self._run_once("heal", group_id, (int(self.backend._chord_zset),)):
+                raise
+            logger.warning("Chord %s: a key of another type was deleted", group_id)
+            return operation()
 
     def _run_once(self, name: str, group_id: str, values: Sequence[Any]) -> Any:
         text, digest = _script(name)
@@ -392,6 +457,11 @@ def _portions(headers: Mapping[str, Header]) -> Iterator[list[tuple[str, list[st
             portion, room = [], PORTION
     if portion:
         yield portion
+
+
+def _lifetime(timeout: float | None) -> int:
+    """Return after how many seconds the keys of a chord expire that is settled after `timeout`."""
+    return int(timeout + SPARE_SECONDS) if timeout else LONGEST_SECONDS
 
 
 def _expires(backend: Any) -> int:

@@ -16,8 +16,10 @@ end
 local lifetime, seen, known_size, renewed =
     unpack(redis.call('HMGET', record, 'lifetime', 'seen', 'size', 'renewed'))
 if lifetime then
+    lifetime = number(lifetime) or LONGEST_SECONDS
     expires, group_expires = lifetime, lifetime
 end
+size, added, renewed = number(size) or number(known_size), number(added) or 0, number(renewed)
 
 local function see(member)
     local is_new = redis.call('SADD', d, member) == 1
@@ -28,14 +30,14 @@ end
 -- Parts without a place of their own would all have to be looked through.
 local has_place = is_ordered and index ~= '+inf'
 local is_new = redis.call('SISMEMBER', d, task_id) == 0
-if is_new and is_recounted == '1' then
-    -- Made from a stored result, it stands for any part of that task.
+if is_recounted == '1' then
+    -- Made from a stored result, it stands for any part of that task, whatever was seen of it.
     is_new = not is_among(redis.call(is_ordered and 'ZRANGE' or 'LRANGE', j, 0, -1), task_id)
-        and see(task_id)
+    see(task_id)
 elseif is_new and has_place then
     is_new = not is_among(redis.call('ZRANGEBYSCORE', j, index, index), task_id)
 end
-if is_new and (keeps_seen or not has_place) then
+if is_new and is_recounted ~= '1' and (keeps_seen or not has_place) then
     is_new = see(task_id .. ':' .. index)
 end
 if is_new then
@@ -51,7 +53,7 @@ local returned = redis.call(is_ordered and 'ZCARD' or 'LLEN', j)
 -- those of others with each part, as by Celery.
 local is_aging = not renewed or now > renewed + 0.1 * lifetime
 if lifetime and is_new then
-    seen = math.max(returned, tonumber(seen or 0))
+    seen = math.max(returned, number(seen) or 0)
     redis.call('HSET', record, 'progressed', ARGV[9], 'seen', seen)
 end
 if is_aging then
@@ -66,12 +68,9 @@ if is_aging then
     end
 end
 
-size = size or known_size
-if not size then
-    return {lifetime and 'live' or 'sizeless'}
-end
-if returned < size + (added or 0) then
-    return {'live'}
+if not size or returned < size + added then
+    -- Only a chord that had a record is in the index of what is due.
+    return {lifetime and 'live' or (redis.call('ZSCORE', due, group_id) and 'lost' or 'sizeless')}
 end
 if not redis.call('SET', c, token, 'NX', 'EX', claim_seconds) and redis.call('GET', c) ~= token then
     return {'live'}

@@ -18,7 +18,8 @@ local counts = {}
 for index = 4, #ARGV do
     local read = is_ordered and 'ZRANGE' or 'LRANGE'
     counts[index - 3] = 0
-    for _, part in ipairs(redis.call(read, group .. ARGV[index] .. '.j', 0, -1)) do
+    -- Of a key of another type there is nothing to read.
+    for _, part in ipairs(redis.pcall(read, group .. ARGV[index] .. '.j', 0, -1)) do
         counts[index - 3] = counts[index - 3] + (has_failed(part) and 1 or 0)
     end
 end

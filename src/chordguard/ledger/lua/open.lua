@@ -12,5 +12,9 @@ for name, value in pairs({header = header, body = body, signatures = signatures}
     end
 end
 redis.call('EXPIRE', record, lifetime)
+-- A worker without the patches deletes it with the parts and the size, and never without them: where
+-- it is there and they are not, the store has lost them.
+redis.call('INCRBY', t, 0)
+redis.call('EXPIRE', t, lifetime)
 be_due(when)
 return 1

@@ -30,8 +30,8 @@ local function outstanding_of(j, size, next_id)
     local missing, uncounted = {}, {}
     for _, task_id in ipairs(rest) do
         if not is_counted[task_id] and not string.find(all, task_id, 1, true) then
-            local stored = redis.call('GET', results .. task_id)
-            if stored then
+            local stored = redis.pcall('GET', results .. task_id)
+            if type(stored) == 'string' then
                 table.insert(uncounted, task_id)
                 table.insert(uncounted, stored)
             else

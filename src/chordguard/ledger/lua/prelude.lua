@@ -11,6 +11,15 @@ local record = group .. '.chordguard'
 
 local INDEX_SECONDS = 60 * 86400
 
+-- For how long the keys of a chord live whose record does not tell.
+local LONGEST_SECONDS = 30 * 86400
+
+-- Return the number that a value is, nil for what is none: a store may hold anything.
+local function number(value)
+    local found = tonumber(value)
+    return found and found >= 0 and found < 2 ^ 53 and found or nil
+end
+
 -- Have the watchdog look at the chord at `when`.
 local function be_due(when)
     redis.call('ZADD', due, when, group_id)
