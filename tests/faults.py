@@ -103,6 +103,8 @@ def _fatal(faults: dict[str, Any], when: str, dice: random.Random) -> Any:
 def _die(faults: dict[str, Any], dice: random.Random) -> None:
     if dice.random() < faults["share"] and _is_next(faults):
         if faults.get("how") == "hang":
+            # As in code of C, which no exception ends.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
             time.sleep(600)
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -102,6 +102,14 @@ def _has_died(path: Path) -> bool:
     return True
 
 
+def _has_exited(pid: int) -> bool:
+    """Tell whether a child of this process has ended; the pool still finds that out itself."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except (AttributeError, OSError):
+        return False  # there is no waitid, or the pool has just found out
+
+
 @worker_process_init.connect(weak=False)  # type: ignore[untyped-decorator]
 def _be_pool_process(**_: Any) -> None:
     model.pool_process = os.getpid()
@@ -147,14 +155,16 @@ class Deaths:
     def _living(self) -> set[int] | None:
         """Return the ids of the pool's processes; None where that cannot be told.
 
-        Celery takes a process off the list when it has ended, not before.
+        Celery takes a process off the list when it has ended, not before, and sometimes late.
         """
         processes = getattr(getattr(self._pool, "_pool", None), "_pool", None)
         if not isinstance(processes, list):
             return None
         pids: set[Any] = {getattr(process, "pid", None) for process in list(processes)}
         # One that is just being started has no id yet.
-        return None if not pids or None in pids else pids
+        if not pids or None in pids:
+            return None
+        return {pid for pid in pids if not _has_exited(pid)}
 
     def _found_workers(self) -> bool:
         """Look for workers that have died; tell whether there are new ones."""

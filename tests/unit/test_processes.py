@@ -119,6 +119,17 @@ class TestChildren:
         assert 1 == deaths.expire_claims(claims.expire)
         assert kept == claims.tokens
 
+    def test_one_whose_death_the_pool_has_not_seen_yet(self, pool):
+        deaths = processes.Deaths(pool)
+        deaths.look()
+        child = pool._pool._pool[0]
+        claims = Claims(token_of(model.owner, child.pid))
+        child.kill()
+
+        wait_until(lambda: deaths.expire_claims(claims.expire), what="an end of the claim")
+        assert child.returncode is None
+        assert -signal.SIGKILL == child.wait()
+
     def test_ledger_is_asked_only_after_a_death(self, pool):
         deaths, claims = processes.Deaths(pool), Claims()
         for _ in range(3):
