@@ -16,7 +16,7 @@ from celery import states
 
 from . import backends
 
-__all__ = ("ParentsWatch", "leaves_of")
+__all__ = ("ParentsWatch", "app_of_waiting", "leaves_of")
 
 logger = logging.getLogger("chordguard")
 
@@ -30,6 +30,11 @@ MOST_ANNOUNCED = 200
 #: Seconds after which announced results are read all the same, in case that one was missed;
 #: doubled each time.
 FIRST_REREAD = 1.0
+
+
+def app_of_waiting(result: Any, _args: tuple[Any, ...] = ()) -> Any:
+    """Return the app of a result that somebody waits for; None for one that has no parents."""
+    return result.app if result.parent is not None else None
 
 
 class ParentsWatch:

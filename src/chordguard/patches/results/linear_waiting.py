@@ -12,17 +12,13 @@ from typing import Any
 
 from ... import backends
 from ..._patch import REDIS, SQL, Patch
-from ...waiting import ParentsWatch
+from ...waiting import ParentsWatch, app_of_waiting
 
 patch = Patch(
     name="linear_waiting",
     defects={"C8": "waiting for a large chord makes it many times slower"},
     backends=(REDIS, SQL),
 )
-
-
-def app_of_waiting(result: Any, _args: tuple[Any, ...]) -> Any:
-    return result.app if result.parent is not None else None
 
 
 @patch.wraps("celery.result", "AsyncResult.get", app_of=app_of_waiting)

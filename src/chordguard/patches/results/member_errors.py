@@ -16,16 +16,13 @@ from celery import states
 
 from ... import backends
 from ..._patch import REDIS, SQL, Patch
+from ...waiting import app_of_waiting
 
 patch = Patch(
     name="member_errors",
     defects={"A18": "get() raises a ChordError instead of the member's error now and then"},
     backends=(REDIS, SQL),
 )
-
-
-def app_of_waiting(result: Any, _args: tuple[Any, ...]) -> Any:
-    return result.app if result.parent is not None else None
 
 
 @patch.wraps("celery.result", "AsyncResult.get", app_of=app_of_waiting)
