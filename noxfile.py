@@ -106,7 +106,7 @@ def celery_source(session: nox.Session, celery: str) -> Path:
     folder = Path(session.create_tmp()).resolve()
     source = folder / f"celery-{celery}"
     if not source.exists():
-        session.run(
+        session.run_install(
             *("python", "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"),
             *("--no-binary", "celery", "--dest", str(folder), f"celery=={celery}"),
         )
