@@ -1,7 +1,7 @@
 """Workers that die at a given step of a chord's end, as if the kernel had killed them.
 
 A step is a function of chordguard, or of Celery for one that ends chords without it; a process
-dies before it is called, or after it has returned.
+dies before it is called, or after it has returned. It may also hang there, or leave the step out.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ STEPS = {
     },
 }
 
+#: All of it, with the claim that the last part gave.
+END = "chordguard.counting:end"
+
 #: Where a process may die: (step, "before" or "after").
 POINTS = tuple((step, when) for step in STEPS["redis"] for when in ("before", "after"))
 
@@ -44,9 +47,13 @@ def arrange(faults: dict[str, Any]) -> None:
     """Have this process, and its children, die as `faults` say.
 
     Its keys: ``backend`` (of STEPS); ``points``, a list of (step, when); ``share`` of the calls
-    that are fatal; ``most``, how many processes die; ``folder``, where they count that.
+    that are fatal; ``most``, how many processes die; ``folder``, where they count that; ``how``:
+    "kill" unless given, "hang", or "omit", which leaves out the end of the chord.
     """
     dice = random.Random()
+    if faults.get("how") == "omit":
+        module, _, function = END.partition(":")
+        wrapt.wrap_function_wrapper(module, function, _omitted(faults))
     for step, when in faults["points"]:
         module, _, path = STEPS[faults["backend"]][step].partition(":")
         importlib.import_module(module)
@@ -74,6 +81,13 @@ def keep_journal(backend: str, path: str) -> None:
     note("close", lambda args: f"closed {args[0]}")
 
 
+def _omitted(faults: dict[str, Any]) -> Any:
+    def wrapper(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        return False if _is_next(faults) else wrapped(*args, **kwargs)
+
+    return wrapper
+
+
 def _fatal(faults: dict[str, Any], when: str, dice: random.Random) -> Any:
     def wrapper(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
         if when == "before":
@@ -87,12 +101,19 @@ def _fatal(faults: dict[str, Any], when: str, dice: random.Random) -> Any:
 
 
 def _die(faults: dict[str, Any], dice: random.Random) -> None:
-    if dice.random() >= faults["share"]:
-        return
+    if dice.random() < faults["share"] and _is_next(faults):
+        if faults.get("how") == "hang":
+            time.sleep(600)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _is_next(faults: dict[str, Any]) -> bool:
+    """Tell whether fewer processes than are to die have died, and count this one."""
     folder = Path(faults["folder"])
     for number in range(faults["most"]):
         try:
             (folder / f"died-{number}").touch(exist_ok=False)
         except FileExistsError:
             continue
-        os.kill(os.getpid(), signal.SIGKILL)
+        return True
+    return False

@@ -6,11 +6,12 @@ import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery.signals import worker_ready
 
-from . import _patch, backends, settings
+from . import _patch, backends, hooks, settings
 from . import patches as _all_patches  # noqa: F401 - fills the registry
 from .errors import UntestedCeleryWarning
 
@@ -114,8 +115,8 @@ def patch_report(app: Celery) -> Report:
     notes = []
     if _patch.is_patched(app) and app.configured:
         unsupported = backends.why_unsupported(app)
-        if unsupported:
-            notes.append(unsupported)
+        notes += [unsupported] if unsupported else []
+        notes += map(str, hooks.found(app))
     return Report(celery.__version__, tuple(_patch.outcomes(app)), tuple(notes))
 
 
@@ -137,13 +138,25 @@ def _check_before_finalize(app: Any) -> None:
     Later would be too late: Celery's signals swallow errors, and an app whose finalization
     was cut short counts as finalized.
     """
+    app.finalize = _CheckedFinalize(app)
 
-    def finalize(*args: Any, **kwargs: Any) -> None:
+
+class _CheckedFinalize:
+    """Takes the place of an app's `finalize`: asked what to call, it checks the settings first.
+
+    The call is that of Celery's own function alone. Where ours called it, Celery's warnings about
+    the tasks of the app, which name the first caller outside of Celery, would name chordguard.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    @property
+    def __call__(self) -> Any:
+        app = self._app
         if not app.finalized and _patch.is_patched(app):
             settings.check(app, tuple(_patch.registry))
-        type(app).finalize(app, *args, **kwargs)
-
-    app.finalize = finalize
+        return partial(type(app).finalize, app)
 
 
 def _when_finalized(sender: Celery, **_: Any) -> None:

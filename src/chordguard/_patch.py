@@ -15,7 +15,7 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,12 @@ celery_5_7: Version = (5, 7)
 
 #: Versions on which the whole suite, or the conformance table, passes.
 TESTED_VERSIONS = ("5.2.7", "5.3.6", "5.4.0", "5.5.3", "5.6.3", "5.7.0")
+
+#: The result backends that a fix is for, as the README's table names them. What concerns one SQL
+#: database alone names that as SQLAlchemy does: ``"sqlite"``.
+REDIS, SQL = "Redis", "SQL"
+
+_BACKEND_OF_DRIVER = {"redis": REDIS, "sqlalchemy": SQL}
 
 #: The attribute of an app that says which patches are active for it.
 _ACTIVE = "_chordguard"
@@ -86,6 +92,10 @@ def driver_version(package: str) -> Version:
 def lies_in(version: Version, since: Version | None, until: Version | None) -> bool:
     """Tell whether `version` is `since` or later, and earlier than `until`."""
     return (since or version) <= version < (until or (sys.maxsize,))
+
+
+def _concerns(backends: Collection[str], names: Collection[str]) -> bool:
+    return not backends or any(name in backends for name in names)
 
 
 def app_of_instance(instance: Any, _args: tuple[Any, ...]) -> Any:
@@ -137,6 +147,12 @@ class Patch:
         driver_until: The first version after it with which it does not; None: with all.
         mended: Of its defects those that Celery mends earlier, with the version that does.
         arisen: Of its defects those that came with a later Celery, with that version.
+        is_opt_in: Whether it acts only where its switch is set to True, since Celery documents what
+            it changes.
+        backends: The result backends that it is for; empty: all of them, also those that
+            chordguard does not support. By default that of its driver.
+        only_on: Of its defects those that only some of these backends have, with their names.
+        needs_ledger: Whether it acts only on a chord that is in the ledger.
     """
 
     name: str
@@ -148,12 +164,18 @@ class Patch:
     driver_until: Version | None = None
     mended: dict[str, Version] = field(default_factory=dict)
     arisen: dict[str, Version] = field(default_factory=dict)
+    is_opt_in: bool = False
+    backends: tuple[str, ...] = ()
+    only_on: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    needs_ledger: bool = False
     targets: list[Target] = field(default_factory=list)
     task_targets: list[TaskTarget] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.name in registry:
             raise ValueError(f"two patches are called {self.name!r}")
+        if not self.backends and self.driver in _BACKEND_OF_DRIVER:
+            self.backends = (_BACKEND_OF_DRIVER[self.driver],)
         registry[self.name] = self
 
     @property
@@ -216,9 +238,28 @@ class Patch:
             if lies_in(version, self.arisen.get(defect), self.mended.get(defect))
         )
 
+    def defects_on(self, names: Collection[str]) -> tuple[str, ...]:
+        """Return those of its defects that the installed Celery has on one result backend.
+
+        `names` are what that backend is called here, see :func:`chordguard.backends.names_of`.
+        """
+        return tuple(
+            defect
+            for defect in self.defects_here()
+            if self.is_for(names) and _concerns(self.only_on.get(defect, ()), names)
+        )
+
+    def is_for(self, names: Collection[str]) -> bool:
+        """Tell whether it is for the result backend that is called `names`."""
+        return _concerns(self.backends, names)
+
     def is_active(self, app: Any) -> bool:
         """Tell whether the fix acts for `app` now."""
-        return is_patched(app) and bool(settings.get(app, self.setting))
+        return is_patched(app) and self.is_switched_on(app)
+
+    def is_switched_on(self, app: Any) -> bool:
+        """Tell what its switch says."""
+        return bool(settings.get(app, self.setting, is_on=not self.is_opt_in))
 
     def driver_is_absent(self) -> bool:
         return self.driver is not None and importlib.util.find_spec(self.driver) is None
@@ -289,7 +330,7 @@ def wrap_tasks(app: Celery) -> None:
     for patch in registry.values():
         for target in patch.task_targets if patch.is_needed() else ():
             task = app._tasks.get(target.task)  # app.tasks would finalize the app once more
-            if task is not None and not _is_ours(vars(task).get(target.method), patch):
+            if task is not None and not _is_around(vars(task).get(target.method), patch):
                 original = getattr(task, target.method)
                 guarded = _guarded(patch, target.wrapper, app_of_instance, original)
                 setattr(task, target.method, guarded)
@@ -323,7 +364,9 @@ def _outcome(patch: Patch, app: Celery) -> Outcome:
             return line("skipped", f"not needed: mended in Celery {version}")
         installed = f"{patch.driver} {installed_version(patch.driver or '')}"
         return line("skipped", f"not needed: it does not show with {installed}")
-    if app.configured and not settings.get(app, patch.setting):
+    if app.configured and not patch.is_switched_on(app):
+        if patch.is_opt_in:
+            return line("skipped", f"off unless {patch.setting} = True")
         return line("skipped", f"switched off by {patch.setting}")
     missing = [target.missing for target in patch.targets_here() if target.missing]
     if missing:
@@ -408,7 +451,12 @@ def _guarded(
     return _Guarded(original, guard, patch, wrapper)
 
 
-def _is_ours(function: Any, patch: Patch) -> bool:
+def is_ours(function: Any) -> bool:
+    """Tell whether `function` is a wrapper of ours around another one."""
+    return isinstance(function, _Guarded)
+
+
+def _is_around(function: Any, patch: Patch) -> bool:
     while isinstance(function, _Guarded):
         if function._self_patch is patch:
             return True

@@ -17,6 +17,8 @@ from celery import states
 from celery.app.backends import by_url
 from kombu.utils.url import maybe_sanitize_url
 
+from ._patch import REDIS, SQL
+
 if TYPE_CHECKING:
     from celery import Celery
 
@@ -32,13 +34,16 @@ __all__ = (
     "errors",
     "forget_results",
     "is_database",
+    "is_polled",
     "is_redis",
     "is_supported",
+    "names_of",
     "read_metas",
     "read_results",
     "ready_states",
     "select",
     "silence",
+    "takes_chords",
     "why_unsupported",
     "with_retries",
 )
@@ -91,6 +96,36 @@ def is_database(backend: Any) -> bool:
 def is_supported(backend: Any) -> bool:
     """Tell whether `backend` is one whose chords are looked after."""
     return is_redis(backend) or is_database(backend)
+
+
+def takes_chords(backend: Any) -> bool:
+    """Tell whether Celery starts a chord on `backend`: RPC and no backend at all refuse them."""
+    return _is_stock(backend, "ensure_chords_allowed")
+
+
+def is_polled(backend: Any) -> bool:
+    """Tell whether Celery ends the chords of `backend` by `celery.chord_unlock`."""
+    # Others have a way of their own to start a chord, such as a counter.
+    return is_database(backend) or (takes_chords(backend) and _is_stock(backend, "apply_chord"))
+
+
+def _is_stock(backend: Any, method: str) -> bool:
+    from celery.backends.base import Backend
+
+    own = getattr(getattr(backend, method, None), "__func__", None)
+    return own is not None and own is getattr(Backend, method)
+
+
+def names_of(backend: Any) -> frozenset[str]:
+    """Return what fixes and their defects call `backend`; nothing for one that is not supported."""
+    if is_redis(backend):
+        return frozenset({REDIS})
+    if is_database(backend):
+        # Without SQLAlchemy there is no such backend.
+        from sqlalchemy.engine import make_url
+
+        return frozenset({SQL, make_url(backend.url).get_backend_name()})
+    return frozenset()
 
 
 def why_unsupported(app: Celery) -> str | None:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from celery import states
 from celery._state import get_current_task
 from celery.exceptions import ChordError
+from celery.utils.log import get_logger
 from kombu.exceptions import OperationalError
 from kombu.utils.encoding import safe_repr
 
-from . import signals
-from .backends import StoredResult
+from . import hooks, signals
+from .backends import StoredResult, is_redis
 from .errors import ChordMemberLost
 from .failures import describe, record_of, to_exception
 from .ledger.model import Header, header_of, leaf_ids
@@ -34,6 +35,7 @@ __all__ = (
     "collect",
     "fail",
     "fail_chained",
+    "fail_chord",
     "finish",
     "header_of",
     "is_awaited",
@@ -110,9 +112,36 @@ def join(
     Raises:
         ChordError: What the chord fails with. That of a strict chord begins as in Celery.
     """
-    if not policy.tolerate:
-        _check_strictly(backend, header, results, settled)
+    if policy.tolerate:
+        return collect(header, results, policy)
+    if hooks.unpacks_itself(backend):
+        return _unpacked(backend, header, results, settled)
+    _check_strictly(backend, header, results, settled)
     return collect(header, results, policy)
+
+
+def _unpacked(
+    backend: Any, header: Header, results: Mapping[str, StoredResult], settled: str | None
+) -> list[Any]:
+    """Return what the backend's own `_unpack_chord_result` makes of each member."""
+    if settled is not None and not all(id_ in results for id_ in leaf_ids(header)):
+        _check_strictly(backend, header, results, settled)
+
+    def unpack(item: Any) -> Any:
+        if not isinstance(item, str):
+            return [unpack(member) for member in item]
+        result = results.get(item) or lost(item)
+        part = (1, result.task_id, result.state, result.value)
+        # What it is to decode has been decoded.
+        return backend._unpack_chord_result(part, lambda decoded: decoded)
+
+    try:
+        return [unpack(item) for item in header]
+    except ChordError:
+        raise
+    except Exception as exc:
+        text: str = safe_repr(exc)  # type: ignore[no-untyped-call]
+        raise _caused_by(exc, f"Join error: {text}") from exc
 
 
 def finish(
@@ -126,7 +155,7 @@ def finish(
     started: float | None = None,
     settled: str | None = None,
     is_tried_again: bool = False,
-) -> None:
+) -> bool:
     """End a chord: publish its body with the results, or fail it as the policy says.
 
     Arguments:
@@ -141,11 +170,14 @@ def finish(
             with which the error of a strict chord begins.
         is_tried_again: Whether the caller tries again when the broker is away.
 
+    Returns:
+        Whether the body was published.
+
     Raises:
         kombu.exceptions.OperationalError: The broker is away and it `is_tried_again`.
     """
-    errors = sum(id_ not in results or results[id_].failed for id_ in set(leaf_ids(header)))
-    outcome = signals.FAILED
+    ids = set(leaf_ids(header))
+    errors = sum(id_ not in results or results[id_].failed for id_ in ids)
     try:
         gathered = join(app.backend, header, results, policy, settled=settled)
         body = with_errbacks_once(app, body)
@@ -155,15 +187,55 @@ def finish(
             body.delay(gathered)
         else:
             publish(body.delay, gathered)
-        outcome = signals.TOLERATED if errors else signals.SUCCEEDED
-    except ChordError as exc:
-        fail(app.backend, body, exc)
     except Exception as exc:
         if is_tried_again and isinstance(exc, OperationalError):
             raise
-        logger.exception("The body of a chord cannot be published")
-        fail(app.backend, body, _caused_by(exc, f"Callback error: {safe_repr(exc)}"))  # type: ignore[no-untyped-call]
-    tell_end(app, group_id, outcome, errors, started)
+        error = exc
+        if not isinstance(exc, ChordError):
+            error = _caused_by(exc, f"Callback error: {safe_repr(exc)}")  # type: ignore[no-untyped-call]
+        fail_chord(app, group_id, body, error, errors=errors, started=started)
+        return False
+    if errors:
+        logger.info(
+            "Chord %s: %d of %d header tasks failed, which is tolerated", group_id, errors, len(ids)
+        )
+    tell_end(app, group_id, signals.TOLERATED if errors else signals.SUCCEEDED, errors, started)
+    return True
+
+
+def fail_chord(
+    app: Celery,
+    group_id: str,
+    body: Any,
+    exc: BaseException,
+    *,
+    errors: int = 0,
+    started: float | None = None,
+) -> None:
+    """Fail a chord for good: log it as Celery does, settle what waits for it, send the signals.
+
+    Arguments:
+        app: The app whose worker ends the chord.
+        group_id: The chord.
+        body: The frozen signature of its body.
+        exc: Why it failed.
+        errors: How many of its members failed or were lost.
+        started: When it started (Unix time), if that is known.
+    """
+    # Alerts are made for this line: the logger, the level and the words are those of Celery.
+    _celery_logger(app.backend).error("Chord %r raised: %r", group_id, exc, exc_info=exc)
+    if hooks.fails_itself(app.backend):
+        app.backend.chord_error_from_stack(body, exc)
+    else:
+        fail(app.backend, body, exc)
+    tell_end(app, group_id, signals.FAILED, errors, started)
+
+
+def _celery_logger(backend: Any) -> logging.Logger:
+    """Return the logger with which Celery reports the failed chords of a `backend`."""
+    name = "celery.backends.redis" if is_redis(backend) else "celery.app.builtins"
+    found: logging.Logger = get_logger(name)
+    return found
 
 
 def tell_end(
@@ -237,7 +309,7 @@ def lost(task_id: str) -> StoredResult:
 
 
 def fail(backend: Any, body: Any, exc: BaseException) -> None:
-    """Fail a chord: settle everything that waits for its `body`, call each errback once.
+    """Settle everything that waits for the `body` of a failed chord, and call its errbacks.
 
     Each result that the body would have given is stored as failed, and each one that is
     itself a member of a chord returns its part there: the innermost body of a body that is
@@ -254,7 +326,7 @@ def fail(backend: Any, body: Any, exc: BaseException) -> None:
     if body.get("subtask_type") == "group" and exc.__cause__ is not None:
         # As from Celery 5.6 on: the tasks of a group fail with the error of the header task.
         exc = exc.__cause__
-    call_errbacks(backend, body, next(reversed(task_ids(leaves)), None), exc)
+    call_errbacks(backend, body, exc)
     settle(backend, leaves, exc)
 
 
@@ -375,27 +447,60 @@ def _request_of(signature: Mapping[str, Any]) -> Any:
 def call_errbacks(
     backend: Any,
     body: Mapping[str, Any],
-    task_id: str | None,
     exc: BaseException,
+    *,
+    task_id: str | None = None,
     is_eager: bool = False,
 ) -> None:
-    """Call each errback of the `body`, and of the tasks in it that would have run first, once.
+    """Call each errback once for each result of the `body` that carries it, as Celery 5.7 does.
 
-    `task_id` is the id of the body's result, for a part of it that has no id of its own. What
-    the body of a strict chord around this one calls, too, is left to that one.
+    That is once for a task, and once for each task of a group. What the body of a strict chord
+    around this one calls, too, is left to that one (`Backend._handle_group_chord_error`).
+
+    Arguments:
+        backend: The result backend.
+        body: The frozen signature of the body, or the same as data.
+        exc: Why the chord failed.
+        task_id: The id of the body's result, where the body has none.
+        is_eager: Whether errbacks are called in this process.
     """
-    called = left_to_outer(backend.app, body)
-    for signature in _with_inner(body):
+    left = left_to_outer(backend.app, body)
+    for signature, errbacks in _carriers(body):
         request = _request_of(signature)
-        request.id = request.id or task_id
+        ids = task_ids(waiting_for(signature, follow_chain=False))
+        request.id = request.id or next(reversed(ids), task_id)
         request.delivery_info = {"is_eager": is_eager}
-        request.errbacks = _each_once(request.errbacks, called)
-        called.extend(request.errbacks)
+        request.errbacks = _each_once(errbacks, left)
         if request.errbacks:
             try:
                 backend._call_task_errbacks(request, exc, None)
             except Exception:
                 logger.exception("An errback of the chord's body %s raised", request.id)
+
+
+def _carriers(
+    signature: Any, inherited: Sequence[Any] = ()
+) -> Iterator[tuple[Mapping[str, Any], list[Any]]]:
+    """Yield the parts of `signature` that give its results, each with the errbacks to call.
+
+    A group hands its errbacks to its tasks, a chord to its body. A chain gives one result, but its
+    first task, which would have run by now, calls errbacks of its own, too.
+    """
+    own = _as_list((signature.get("options") or {}).get("link_error"))
+    errbacks = [*inherited, *own]
+    kind = signature.get("subtask_type")
+    kwargs = signature.get("kwargs") or {}
+    tasks = list(kwargs.get("tasks") or ())
+    if kind == "group" and tasks:
+        for task in tasks:
+            yield from _carriers(task, errbacks)
+    elif kind == "chord" and kwargs.get("body"):
+        yield from _carriers(kwargs["body"], errbacks)
+    else:
+        yield signature, errbacks
+        if kind == "chain" and tasks:
+            for first, others in _carriers(tasks[0]):
+                yield first, [errback for errback in others if errback not in errbacks]
 
 
 def left_to_outer(app: Celery, body: Mapping[str, Any]) -> list[Any]:

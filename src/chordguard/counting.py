@@ -19,7 +19,7 @@ from celery.canvas import maybe_signature
 from celery.exceptions import ChordError
 from kombu.exceptions import OperationalError
 
-from . import backends, claims, completion, settings, signals
+from . import backends, claims, completion, hooks, settings, signals
 from .ledger import model
 from .ledger.model import Claim, Ledger, Part
 from .policy import Policy
@@ -75,11 +75,13 @@ def ledger_on(backend: Any, *, asked: bool = True) -> Any:
     """Return what `ledger_of` returns, but raise what the driver raises."""
     if asked and not settings.get(backend.app, "chord_ledger"):
         return None
+    if hooks.counts_itself(backend):
+        return None
     if backends.is_redis(backend):
         from .ledger.redis import RedisLedger
 
         return RedisLedger(backend)
-    if not backends.is_database(backend):
+    if not backends.is_database(backend) or hooks.polls_itself(backend.app):
         return None
     # It needs SQLAlchemy, without which there is no such backend.
     from .ledger.database import DatabaseLedger
@@ -238,9 +240,9 @@ def end(
             started = _started(ledger, claim) if signals.chord_ended.receivers else None
             if settled and claim.header is None:
                 error = ChordError(f"{settled}: not all of its members are known")
-                completion.fail(app.backend, maybe_signature(body, app=app), error)
-                completion.tell_end(app, claim.group_id, signals.FAILED, started=started)
-                ledger.close(claim.group_id)
+                body = maybe_signature(body, app=app)
+                completion.fail_chord(app, claim.group_id, body, error, started=started)
+                ledger.close(claim.group_id, has_failed=True)
                 return True
             header, results = ledger.collect(claim)
             missing = [id_ for id_ in model.leaf_ids(header) if id_ not in results]
@@ -251,7 +253,7 @@ def end(
             if not is_ours(takes_over):
                 logger.warning("Chord %s: somebody else ends it", claim.group_id)
                 return False
-            completion.finish(
+            is_published = completion.finish(
                 app,
                 maybe_signature(body, app=app),
                 header,
@@ -263,7 +265,7 @@ def end(
                 is_tried_again=settled is None,
             )
             is_finished = True
-            ledger.close(claim.group_id)
+            ledger.close(claim.group_id, has_failed=not is_published)
     except OperationalError:
         logger.warning("Chord %s: its body cannot be published now", claim.group_id, exc_info=True)
         ledger.release(claim)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from . import _patch, backends, counting, polling, settings
+from . import _patch, backends, counting, hooks, polling, settings
 from . import patches as _all_patches  # noqa: F401 - fills the registry
 from .errors import SettingError
 
@@ -53,14 +53,36 @@ class Finding:
         subject: The setting, or what else it is about.
         danger: What can happen.
         remedy: What to do about it.
+        defect: The id of the defect of Celery that makes it dangerous; None: it is by itself.
     """
 
     subject: str
     danger: str
     remedy: str
+    defect: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.subject}: {self.danger}\n    -> {self.remedy}"
+        defect = f" ({self.defect})" if self.defect else ""
+        return f"{self.subject}{defect}: {self.danger}\n    -> {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Look:
+    """Something that is looked at in an app.
+
+    Attributes:
+        find: Yields what is dangerous.
+        defect: The id of the defect of Celery without which it is not; None: it always is.
+    """
+
+    find: Callable[[Celery], Iterator[Finding]]
+    defect: str | None = None
+
+    def __call__(self, app: Celery) -> Iterator[Finding]:
+        if self.defect is None:
+            yield from self.find(app)
+        elif is_open(app, self.defect):
+            yield from (replace(finding, defect=self.defect) for finding in self.find(app))
 
 
 def load_app(name: str) -> Celery:
@@ -96,7 +118,7 @@ def prepare_app(app: Celery, name: str) -> Celery:
         # From 5.6 on a database backend would create its tables when it is looked at.
         app.conf.database_create_tables_at_setup = False
         with suppress(SettingError):  # `examine` tells it
-            app.finalize()
+            _finalize(app)
     except Exception as exc:
         raise CannotLoad(
             f"cannot load the tasks of the app {name!r}: {type(exc).__name__}: {exc}"
@@ -121,17 +143,49 @@ def examine(app: Celery) -> list[Finding]:
 def defects(app: Celery) -> list[str]:
     """Return a line for each defect of the installed Celery: which patch closes it, or why not.
 
-    The ids are those of the README's table of patches. A patch that waits is applied before the
-    module that it mends is first used.
+    The ids are those of the README's table of patches. What the result backend of `app` does not
+    have is left out, and what Celery documents: a patch that is off unless it is asked for.
     """
-    lines = []
+    names, lines = backends.names_of(_backend(app)), []
     for outcome in _patch.outcomes(app):
         patch = _patch.registry[outcome.patch]
-        for defect in patch.defects_here():
-            is_closed = outcome.status in ("applied", "waiting")
-            by = f"closed by {patch.name}" if is_closed else f"open, {outcome}"
-            lines.append(f"{defect}: {by} - {patch.defects[defect]}")
+        if patch.is_opt_in and not patch.is_switched_on(app):
+            continue
+        why = _why_open(app, outcome)
+        by = f"closed by {patch.name}" if why is None else f"open, {why}"
+        lines += [f"{id_}: {by} - {patch.defects[id_]}" for id_ in patch.defects_on(names)]
     return sorted(lines, key=lambda line: (line[0], int(re.findall(r"\d+", line)[0]), line))
+
+
+def is_open(app: Celery, defect: str) -> bool:
+    """Tell whether the installed Celery has a defect that no patch closes for `app`.
+
+    Of a result backend that is not supported, it is not known which defects it has: there all are
+    open that no patch closes on every backend.
+    """
+    names = backends.names_of(_backend(app))
+    concerned = {
+        patch.name
+        for patch in _patch.registry.values()
+        if defect in (patch.defects_on(names) if names else patch.defects_here())
+    }
+    return bool(concerned) and all(
+        _why_open(app, outcome) or not _patch.registry[outcome.patch].is_for(names)
+        for outcome in _patch.outcomes(app)
+        if outcome.patch in concerned
+    )
+
+
+def _why_open(app: Celery, outcome: _patch.Outcome) -> str | None:
+    """Return why a patch, of which `outcome` tells, closes nothing for `app`; None: it does.
+
+    One that waits is applied before the module that it mends is first used.
+    """
+    if outcome.status not in ("applied", "waiting"):
+        return str(outcome)
+    if _patch.registry[outcome.patch].needs_ledger and not _is_counted(app):
+        return f"{outcome.patch}: it needs the ledger, which this app does not keep"
+    return None
 
 
 def short_polling(app: Celery, task: Any) -> str | None:
@@ -149,7 +203,7 @@ def short_polling(app: Celery, task: Any) -> str | None:
         One line, or None where that lasts, or where this backend is not polled.
     """
     bound, source = _bound_of_polls(app, task)
-    if bound is None or backends.is_redis(_backend(app)):
+    if bound is None or not backends.is_polled(_backend(app)):
         return None
     is_counted = _is_counted(app)
     looked_at, look = ("looked at", "look") if is_counted else ("polled", "poll")
@@ -233,12 +287,24 @@ def _unread_settings(app: Celery) -> Iterator[Finding]:
 def _is_whole(app: Celery) -> bool:
     """Finalize the app; tell whether its settings let Celery make all its tasks."""
     try:
-        app.finalize()
+        _finalize(app)
         if _patch.is_patched(app):
             settings.check(app, tuple(_patch.registry))
     except SettingError:
         return False
     return True
+
+
+def _finalize(app: Celery) -> None:
+    """Finalize the app.
+
+    By way of its tasks, where that does it: a warning of Celery about one of them names the first
+    caller outside of Celery, which shall not be this module.
+    """
+    if app.autofinalize:
+        _ = app.tasks
+    else:
+        app.finalize()
 
 
 def _known_names() -> tuple[str, ...]:
@@ -269,6 +335,7 @@ def _short_bound(app: Celery) -> Iterator[Finding]:
             danger,
             "remove the bound and let chord_timeout (seconds without progress) end such chords, "
             "or raise it to the longest time that a header may take, divided by the delay",
+            defect="C2" if _stays_pending(app) else None,
         )
 
 
@@ -279,7 +346,7 @@ def _useless_annotations(app: Celery) -> Iterator[Finding]:
         for key in attributes
         if key.startswith("retry_backoff") or key == "retry_jitter"
     )
-    if useless and not backends.is_redis(_backend(app)):
+    if useless and backends.is_polled(_backend(app)):
         yield Finding(
             f"task_annotations of {UNLOCK}",
             f"{_some(useless)} has no effect on polls",
@@ -290,17 +357,28 @@ def _useless_annotations(app: Celery) -> Iterator[Finding]:
         )
 
 
-def _short_expiry(app: Celery) -> Iterator[Finding]:
+def _endless_keys(app: Celery) -> Iterator[Finding]:
+    if not _in_seconds(app.conf.get("result_expires")):
+        yield Finding(
+            "result_expires",
+            "results never expire, and neither does what a failed chord leaves in Redis",
+            "set it to more than the longest chord takes",
+        )
+
+
+def _short_lived_keys(app: Celery) -> Iterator[Finding]:
     expires = _in_seconds(app.conf.get("result_expires"))
-    if not expires:
-        if backends.is_redis(_backend(app)):
-            yield Finding(
-                "result_expires",
-                "results never expire, and neither does what a failed chord leaves in Redis",
-                "set it to more than the longest chord takes",
-            )
+    if expires and _chord_keys_expire(app, expires) < SHORT_EXPIRY:
+        yield _too_short(expires)
+
+
+def _short_lived_results(app: Celery) -> Iterator[Finding]:
+    """Yield what expires before a chord ends, where the chord is made of stored results."""
+    expires = _in_seconds(app.conf.get("result_expires"))
+    backend = _backend(app)
+    if not expires or backends.is_redis(backend) or not backends.takes_chords(backend):
         return
-    timeout = _in_seconds(app.conf.get("chord_timeout"))
+    timeout = _in_seconds(app.conf.get("chord_timeout")) if _patch.is_patched(app) else None
     if timeout and timeout > expires:
         yield Finding(
             "result_expires",
@@ -308,12 +386,16 @@ def _short_expiry(app: Celery) -> Iterator[Finding]:
             "is settled, the results of its members are gone",
             "make result_expires longer than chord_timeout",
         )
-    elif _chord_keys_expire(app, expires) < SHORT_EXPIRY:
-        yield Finding(
-            "result_expires",
-            f"results live for {expires:g} s: the body of a chord that takes longer never runs",
-            "set it to more than the longest chord takes, an hour at least",
-        )
+    elif expires < SHORT_EXPIRY:
+        yield _too_short(expires)
+
+
+def _too_short(expires: float) -> Finding:
+    return Finding(
+        "result_expires",
+        f"results live for {expires:g} s: the body of a chord that takes longer never runs",
+        "set it to more than the longest chord takes, an hour at least",
+    )
 
 
 def _chord_keys_expire(app: Celery, expires: float) -> float:
@@ -325,15 +407,15 @@ def _chord_keys_expire(app: Celery, expires: float) -> float:
 
 
 def _ignored_results(app: Celery) -> Iterator[Finding]:
-    is_kept = _is_counted(app) or _patch.registry["ignored_results"].is_active(app)
-    if not backends.is_database(_backend(app)) or is_kept:
+    if not backends.is_database(_backend(app)):
         return
     danger = "as a member of a header it stores nothing, and the chord is polled " + (
         "until chord_timeout" if _polls_are_ours(app) else "for ever"
     )
     remedy = "set ignore_result=False on each task that is a member of a chord's header"
     if _patch.is_patched(app):
-        remedy += ", or have it kept for its chord (chord_fix_ignored_results = True)"
+        fix = _patch.registry["ignored_results"]
+        remedy += f", or have it kept for its chord ({fix.setting} = True)"
     if app.conf.task_ignore_result:
         yield Finding("task_ignore_result", f"True on a SQL backend: {danger}", remedy)
         return
@@ -354,6 +436,11 @@ def _unusable_backend(app: Celery) -> Iterator[Finding]:
         )
 
 
+def _replaced_hooks(app: Celery) -> Iterator[Finding]:
+    for hook in hooks.found(app) if _patch.is_patched(app) else ():
+        yield Finding(hook.name, f"it is not Celery's own: {hook.effect}", hook.instead)
+
+
 def _eager_mode(app: Celery) -> Iterator[Finding]:
     if app.conf.task_always_eager:
         yield Finding(
@@ -363,18 +450,12 @@ def _eager_mode(app: Celery) -> Iterator[Finding]:
         )
 
 
-def _many_errbacks(app: Celery) -> Iterator[Finding]:
-    if app.conf.get("task_allow_error_cb_on_chord_header"):
-        yield Finding(
-            "task_allow_error_cb_on_chord_header",
-            "the body's errback is called for each failed header task and once more for the chord",
-            "turn it off, or let the errback do its work only once",
-        )
-
-
 def _short_join(app: Celery) -> Iterator[Finding]:
+    backend = _backend(app)
+    if _is_counted(app) or not backends.takes_chords(backend) or backend.supports_native_join:
+        return  # all results are read at once, or none
     timeout = _in_seconds(app.conf.get("result_chord_join_timeout"))
-    if timeout is not None and timeout < JOIN_TIMEOUT:
+    if timeout and timeout < JOIN_TIMEOUT:
         yield Finding(
             "result_chord_join_timeout",
             f"a good chord fails when reading its results takes over {timeout:g} s",
@@ -382,18 +463,18 @@ def _short_join(app: Celery) -> Iterator[Finding]:
         )
 
 
-Look = Callable[["Celery"], Iterator[Finding]]
-
 #: What is looked at in the configuration, what weighs most first.
-LOOKS: tuple[Look, ...] = (
-    _unusable_backend,
-    _eager_mode,
-    _short_expiry,
-    _short_join,
-    _many_errbacks,
+LOOKS = (
+    Look(_unusable_backend),
+    Look(_replaced_hooks),
+    Look(_eager_mode),
+    Look(_short_lived_keys, "B8"),
+    Look(_short_lived_results),
+    Look(_endless_keys, "D1"),
+    Look(_short_join, "C7"),
 )
 #: What is looked at in the tasks.
-LOOKS_AT_TASKS: tuple[Look, ...] = (_short_bound, _ignored_results, _useless_annotations)
+LOOKS_AT_TASKS = (Look(_short_bound), Look(_ignored_results, "B9"), Look(_useless_annotations))
 
 
 def _bound_of_polls(app: Celery, task: Any) -> tuple[int | None, str]:
@@ -445,26 +526,28 @@ def _polls_are_ours(app: Celery) -> bool:
 def _lost_how(app: Celery) -> str:
     if _polls_are_ours(app):
         return "is settled without the members that are still running"
-    if _patch.celery_version() < _patch.celery_5_7:
-        return "stays PENDING for ever"
-    return "fails while its header still runs"
+    return "stays PENDING for ever" if _stays_pending(app) else "fails while its header still runs"
+
+
+def _stays_pending(app: Celery) -> bool:
+    """Tell whether a chord stays PENDING when its polls have reached their bound."""
+    return not _polls_are_ours(app) and is_open(app, "C2")
 
 
 def _is_counted(app: Celery) -> bool:
-    """Tell whether the chords of `app` are counted in a SQL database.
+    """Tell whether the chords of `app` are counted in its ledger.
 
-    Nobody is asked whether the tables for it are there.
+    The server is not asked: on SQL the tables for it may be missing.
     """
-    backend, fix = _backend(app), _patch.registry["counted_chords"]
-    if not (backends.is_database(backend) and fix.is_active(app)):
+    backend = _backend(app)
+    if not (backends.is_supported(backend) and settings.get(app, "chord_ledger")):
         return False
-    # Without SQLAlchemy there is no such backend.
-    from sqlalchemy.engine import make_url
-
+    if backends.is_redis(backend):
+        return _patch.registry["counted_parts"].is_active(app)
     from .ledger.database import DIALECTS
 
-    is_known = make_url(backend.url).get_backend_name() in DIALECTS
-    return is_known and bool(settings.get(app, "chord_ledger"))
+    is_known = not backends.names_of(backend).isdisjoint(DIALECTS)
+    return is_known and _patch.registry["counted_chords"].is_active(app)
 
 
 def _backend(app: Celery) -> Any:

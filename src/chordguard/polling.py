@@ -19,7 +19,7 @@ from celery.canvas import maybe_signature
 from celery.exceptions import ChordError
 from celery.result import GroupResult, result_from_tuple
 
-from . import backends, completion, settings, signals
+from . import backends, completion, hooks, settings
 from .failures import line_of
 from .policy import Policy
 
@@ -100,10 +100,11 @@ class Poll:
 
     @classmethod
     def is_ours(cls, task: Any, kwargs: Mapping[str, Any]) -> bool:
-        """Tell whether this run polls a chord that we know how to read."""
+        """Tell whether Celery's own task polls a chord that we know how to read."""
         given = kwargs.get("GroupResult")
         ours = given is None or isinstance(getattr(given, "__self__", None), cls)
-        return ours and backends.is_database(task.app.backend)
+        is_celerys = not hooks.polls_itself(task.app)
+        return ours and is_celerys and backends.is_database(task.app.backend)
 
     @property
     def app(self) -> Celery:
@@ -215,8 +216,7 @@ class Poll:
         if not self._is_over():
             error = ChordError(f"chord_unlock failed and is not retried: {line_of(exc)}")
             error.__cause__ = exc
-            completion.fail(self.app.backend, body, error)
-            completion.tell_end(self.app, self.group_id, signals.FAILED)
+            completion.fail_chord(self.app, self.group_id, body, error)
 
     def _is_over(self) -> bool:
         """Tell whether the body has a result."""

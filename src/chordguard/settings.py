@@ -36,7 +36,7 @@ __all__ = (
 
 logger = logging.getLogger("chordguard")
 
-#: Each fix has a switch of this name; ``True`` unless set otherwise.
+#: Each fix has a switch of this name; its default stands with the patch.
 FIX_PREFIX = "chord_fix_"
 
 #: Error formats that need no function of the user's.
@@ -213,13 +213,15 @@ def check_value(name: str, value: Any) -> None:
         raise SettingError(f"{name} = {value!r} makes no sense: expected {valid}.")
 
 
-def get(app: Celery, name: str) -> Any:
+def get(app: Celery, name: str, *, is_on: bool = True) -> Any:
     """Return the value of the setting `name` for `app`, or its default.
+
+    `is_on` is the default of the switch of a fix.
 
     A value that became invalid after the installation is reported once in the log and
     the default is used: a chord is never broken by a typing error.
     """
-    default: Any = True
+    default: Any = is_on
     if not name.startswith(FIX_PREFIX):
         setting = SETTINGS[name]
         default = setting.default

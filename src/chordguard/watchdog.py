@@ -19,7 +19,7 @@ from typing import Any
 
 from celery import bootsteps
 
-from . import backends, completion, counting, settings
+from . import backends, completion, counting, processes, settings
 from ._patch import is_patched
 from .diagnosis import (
     READY,
@@ -30,7 +30,6 @@ from .diagnosis import (
     examine,
     examine_all,
 )
-from .ledger import model
 from .ledger.model import Header, Ledger
 from .repairing import Action, actions_for, carry_out
 
@@ -158,16 +157,19 @@ class Watchdog:
 
     Arguments:
         app: The app of the worker.
+        pool: Its pool.
     """
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, pool: Any = None) -> None:
         self.app = app
+        self._deaths = processes.Deaths(pool)
         self._is_stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._ledger: Ledger | None = None
 
     def start(self) -> None:
         """Start to look, after a first interval."""
+        self._deaths.look()
         self._thread = threading.Thread(target=self._run, name="chordguard-watchdog", daemon=True)
         self._thread.start()
 
@@ -197,6 +199,8 @@ class Watchdog:
                 ledger = self._ledger_now()
                 if ledger is None:
                     break
+                # Their chords are due then.
+                self._deaths.expire_claims(ledger.expire)
                 now = time.time()
                 # Should this one die over them, the next look is another's.
                 interval = settings.seconds(self.app, "chord_watchdog_interval")
@@ -270,10 +274,9 @@ class WatchdogStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def create(self, worker: Any) -> Watchdog:
         """Make the watchdog, before the pool has children."""
-        # The children of the pool make their tokens from it.
-        model.owner = model.new_owner()
+        processes.be_worker()
         atexit.register(_release_claims, worker.app, os.getpid())
-        return Watchdog(worker.app)
+        return Watchdog(worker.app, worker.pool)
 
 
 def _release_claims(app: Any, pid: int) -> None:
@@ -288,3 +291,4 @@ def _release_claims(app: Any, pid: int) -> None:
         return
     if released:
         logger.warning("%d chords are left to other workers", released)
+    processes.forget_worker()

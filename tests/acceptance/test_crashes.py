@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 
 import pytest
@@ -117,3 +118,63 @@ class TestLostMembers:
         one, lost = result.result
         assert 1 == one
         assert lost.startswith("ChordMemberLost")
+
+
+@pytest.mark.parametrize("backend_kind", BACKENDS)
+class TestClaimsOfTheDead:
+    """They last for a minute, and are not waited for where it is known who has died."""
+
+    #: Seconds that a chord takes at most: two looks, a second apart, and the work itself.
+    SOON = 10
+
+    @pytest.fixture
+    def run(self, stack, start_worker, backend_kind, tmp_path):
+        """Return a function that runs a chord whose end goes wrong once.
+
+        It returns the result, the worker, and a function that waits for the chord's end.
+        """
+        config = config_of(stack, chord_watchdog_interval=1, task_time_limit=3)
+        app = make_app(config, patched=True)
+        t = tasks.named(app)
+        kind = "redis" if backend_kind == "redis" else "database"
+        faulty = {"backend": kind, "share": 1.0, "most": 1, "folder": str(tmp_path)}
+
+        def run(points, how="kill", **options):
+            faults_ = {**faulty, "points": points, "how": how}
+            worker = start_worker(config, faults=faults_, concurrency=2, **options)
+            result = chord([t.echo.s(i) for i in range(MEMBERS)], t.collect.s()).apply_async()
+            died = tmp_path / "died-0"
+            wait_until(died.exists, 20, "a death")
+            died_at = time.time()
+
+            def wait_for_end(since=died_at):
+                wait_for([result], self.SOON)
+                wait_until(lambda: is_forgotten(app, result.parent.id), what="an empty ledger")
+                assert time.time() - since < self.SOON
+
+            return result, worker, wait_for_end
+
+        run.config = config
+        return run
+
+    @pytest.mark.parametrize("step", ["collect", "publish"])
+    def test_child_that_was_killed(self, run, step):
+        result, _, wait_for_end = run([(step, "before")])
+        wait_for_end()
+        assert list(range(MEMBERS)) == result.result
+
+    def test_child_that_the_time_limit_killed(self, run):
+        _, _, wait_for_end = run([("collect", "before")], "hang")
+        wait_for_end()
+
+    def test_child_that_was_replaced_after_its_last_task(self, run):
+        result, _, wait_for_end = run([], "omit", max_tasks_per_child=1)
+        wait_for_end()
+        assert list(range(MEMBERS)) == result.result
+
+    def test_worker_that_was_killed(self, run, start_worker):
+        result, worker, wait_for_end = run([], "omit")
+        worker.kill()
+        start_worker(run.config)
+        wait_for_end(since=time.time())
+        assert list(range(MEMBERS)) == result.result

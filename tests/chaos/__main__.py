@@ -1,14 +1,16 @@
 """Run many chords while processes are killed and connections are cut, and account for each chord.
 
     python -m tests.chaos [--backend redis|postgresql] [--mode MODE] [--chords N] [--seed N]
-                          [--stock]
+                          [--interval SECONDS] [--seconds SECONDS] [--stock]
 
-Modes: ``kills`` (children and whole workers at random, late acknowledgement), ``steps`` (they
-die at each step of a chord's end), ``early`` (as kills, with early acknowledgement), ``cuts`` (the
-result backend is away for 5 seconds), ``restarts`` (it crashes and is started again),
-``producer`` (it is killed as it sends a header of 1,000).
-Without a backend or a mode: all of them. The exit status is 1 if a bar is missed. ``--stock``:
-Celery alone, whose losses are counted and are no failure.
+Modes: ``kills`` (children and whole workers at random, late acknowledgement), ``children`` (they
+alone; claims last as long as they do by default, and the last chord ends within 15 seconds of the
+last kill), ``steps`` (they die at each step of a chord's end), ``early`` (as kills, with early
+acknowledgement), ``cuts`` (the result backend is away for 5 seconds), ``restarts`` (it crashes and
+is started again), ``producer`` (it is killed as it sends a header of 1,000).
+Without a backend or a mode: all of them. ``--interval``: the seconds between two looks of a
+watchdog; ``--seconds``: for which chords are started, else as fast as possible. The exit status is
+1 if a bar is missed. ``--stock``: Celery alone, whose losses are counted and are no failure.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from tests.servers import Server
 
 BACKENDS = ("redis", "postgresql")
-MODES = ("kills", "steps", "early", "cuts", "restarts", "producer")
+MODES = ("kills", "children", "steps", "early", "cuts", "restarts", "producer")
 #: The modes in which the result backend is away at times.
 AWAY = ("cuts", "restarts")
 MEMBERS = 8
@@ -53,11 +55,13 @@ TIMEOUT = 8.0
 EARLY_TIMEOUT = 60.0
 INTERVAL = 1.0
 CLAIM = 3.0
+#: Seconds after the last kill by which the last chord has to have ended, with claims of a minute.
+SOON = 15.0
 #: Seconds without any change after which those that have not ended never will.
 QUIET = 90.0
-#: Seconds after `chord_timeout` by which a chord that lost members has to have ended. Each
+#: Intervals after `chord_timeout` by which a chord that lost members has to have ended. Each
 #: watchdog takes up to 1.2 intervals between two looks.
-LATEST = 2 * 1.2 * INTERVAL
+LATEST = 2 * 1.2
 
 
 class Started(NamedTuple):
@@ -77,6 +81,7 @@ class Fleet:
         self._stack = contextlib.ExitStack()
         self.workers = [self._start() for _ in range(2)]
         self.kills = collections.Counter[str]()
+        self.last_kill = 0.0
 
     def _start(self) -> Worker:
         return self._stack.enter_context(
@@ -91,6 +96,7 @@ class Fleet:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(dice.choice(pids)), signal.SIGKILL)
                 self.kills["child"] += 1
+                self.last_kill = time.time()
 
     def kill_worker(self, dice: random.Random) -> None:
         self._replace(dice.randrange(len(self.workers)))
@@ -105,6 +111,7 @@ class Fleet:
             os.killpg(self.workers[index].process.pid, signal.SIGKILL)
         self.workers[index].process.wait()
         self.kills["worker"] += 1
+        self.last_kill = time.time()
         self.workers[index] = self._start()
 
     def close(self) -> None:
@@ -162,6 +169,7 @@ class Run:
 
     def __init__(self, servers: Servers, backend: str, mode: str, options: Any) -> None:
         self.mode, self.chords, self.is_stock = mode, options.chords, options.stock
+        self.interval, self.seconds = options.interval, options.seconds
         self.dice = random.Random(f"{options.seed}-{backend}-{mode}")
         self.backend = backend
         self.server: Server | None = None
@@ -173,12 +181,12 @@ class Run:
         self.folder = Path(tempfile.mkdtemp(prefix="chordguard-chaos-"))
 
     def config(self) -> dict[str, Any]:
-        late = self.mode in ("kills", "steps", *AWAY)
+        late = self.mode in ("kills", "children", "steps", *AWAY)
         settings: dict[str, Any] = {
             "task_acks_late": late,
             "task_reject_on_worker_lost": late,
             "result_expires": 3600,
-            "chord_watchdog_interval": INTERVAL,
+            "chord_watchdog_interval": self.interval,
             "chord_unlock_first_delay": 30,
             "chord_timeout": self.timeout,
             "worker_prefetch_multiplier": 4,
@@ -212,11 +220,10 @@ class Run:
         kind = "redis" if self.backend == "redis" else "database"
         options: dict[str, Any] = {"patched": not self.is_stock}
         if not self.is_stock:
-            # Longer than a cut, in which nobody can renew it.
-            options |= {
-                "claim_seconds": 10 if self.mode in AWAY else CLAIM,
-                "journal": (kind, str(journal)),
-            }
+            options["journal"] = (kind, str(journal))
+            if self.mode != "children":
+                # Longer than a cut, in which nobody can renew it.
+                options["claim_seconds"] = 10 if self.mode in AWAY else CLAIM
         if self.mode == "steps" and not self.is_stock:
             points = {"backend": kind, "points": faults.POINTS, "share": 0.01}
             options["faults"] = {**points, "most": 10_000, "folder": str(self.folder)}
@@ -226,16 +233,20 @@ class Run:
             with self.trouble(fleet):
                 results = self.produce(app, config)
             ended = wait_for(app, [started.body for started in results], fleet)
+            at = time.time()
             self.tell_of(app, [started for started in results if started.body not in ended][:5])
+            delays = self.delays(journal, results)
             late = None
             if self.mode not in AWAY and not self.is_stock:
-                late = self.latest(journal, results, ended)
+                # Chords that lost members: others end when they are done.
+                lost = (id_ for id_, each in ended.items() if "ChordMemberLost" in str(each))
+                late = max([0.0, *(delays[id_] for id_ in lost if id_ in delays)])
         finally:
             fleet.close()
             self.close()
         died = len(list(self.folder.glob("died-*")))
         seconds = time.monotonic() - started
-        return self.account(results, ended, journal, fleet, died, seconds, late)
+        return self.account(results, ended, journal, fleet, died, at, seconds, late, delays)
 
     def tell_of(self, app: Any, never_ended: list[Started]) -> None:
         """Print what is the matter with chords that have not ended."""
@@ -244,11 +255,8 @@ class Run:
         for chord_ in never_ended if not self.is_stock else ():
             print(f"    {chord_.body}: {diagnose(app, chord_.group)}")
 
-    def latest(self, journal: Path, results: list[Started], ended: dict[str, Any]) -> float:
-        """Return how long after its last progress the last chord was settled, in seconds.
-
-        Only chords that lost members count: others end when they are done.
-        """
+    def delays(self, journal: Path, results: list[Started]) -> dict[str, float]:
+        """Return how long after its last progress each chord was forgotten, in seconds, by body."""
         progressed = {chord_.group: chord_.at for chord_ in results}
         closed: dict[str, float] = {}
         for what, name, when in entries(journal):
@@ -256,16 +264,11 @@ class Run:
                 progressed[name] = when
             elif what == "closed":
                 closed.setdefault(name, when)
-        return max(
-            [0.0]
-            + [
-                closed[chord_.group] - progressed[chord_.group]
-                for chord_ in results
-                if chord_.body in ended
-                and "ChordMemberLost" in str(ended[chord_.body])
-                and chord_.group in closed
-            ]
-        )
+        return {
+            chord_.body: closed[chord_.group] - progressed[chord_.group]
+            for chord_ in results
+            if chord_.group in closed
+        }
 
     @contextlib.contextmanager
     def trouble(self, fleet: Fleet) -> Iterator[None]:
@@ -274,7 +277,7 @@ class Run:
 
         def kill() -> None:
             while not is_over.wait(self.dice.uniform(0.2, 0.8)):
-                if self.dice.random() < 0.85:
+                if self.mode == "children" or self.dice.random() < 0.85:
                     fleet.kill_child(self.dice)
                 else:
                     fleet.kill_worker(self.dice)
@@ -291,7 +294,7 @@ class Run:
                 self.server.restart(away=3)
                 fleet.kills["server"] += 1
 
-        makers = {"kills": kill, "early": kill, "cuts": cut, "restarts": restart}
+        makers = {"kills": kill, "children": kill, "early": kill, "cuts": cut, "restarts": restart}
         thread = threading.Thread(target=makers.get(self.mode, lambda: None))
         thread.start()
         try:
@@ -309,6 +312,7 @@ class Run:
         t = tasks.named(app)
         results = []
         for number in range(self.chords):
+            time.sleep(self.seconds / self.chords)
             header = [t.slow.s(index, 0.005) for index in range(MEMBERS)]
             while True:
                 try:
@@ -346,8 +350,10 @@ class Run:
         journal: Path,
         fleet: Fleet,
         died: int,
+        at: float,
         seconds: float,
         late: float | None,
+        delays: dict[str, float],
     ) -> bool:
         values = [r.value for r in ended.values() if r.state == states.SUCCESS]
         failed = sum(r.state != states.SUCCESS for r in ended.values())
@@ -362,9 +368,12 @@ class Run:
             journal, {started.body: started.group for started in results}
         )
         fatal = never or wrong or outside or (lost and self.mode not in AWAY)
-        fatal = fatal or (late or 0) > self.timeout + LATEST
-        if self.mode in ("kills", "steps"):
+        fatal = fatal or (late or 0) > self.timeout + LATEST * self.interval
+        if self.mode in ("kills", "children", "steps"):
             fatal = fatal or failed
+        after = at - fleet.last_kill
+        if self.mode == "children":
+            fatal = fatal or after > SOON
         kills = ", ".join(f"{count} {what}" for what, count in sorted(fleet.kills.items()))
         verdict = "  MISSED" if fatal and not self.is_stock else ""
         who = "stock" if self.is_stock else "patched"
@@ -375,6 +384,8 @@ class Run:
             f"bodies whose result was not stored {lost}, "
             f"published again: inside the window {inside}, outside {outside}"
             + (f"; settled at most {late:.1f} s after the last progress" if late else "")
+            + (f"; the last ended {after:.1f} s after the last kill" if fleet.last_kill else "")
+            + (f", each at most {max(delays.values()):.1f} s after its last part" if delays else "")
             + verdict,
             flush=True,
         )
@@ -384,7 +395,7 @@ class Run:
         """Tell whether each place has its member's result or, if that is allowed, its error."""
         if len(value) != size:
             return False
-        is_lost_allowed = self.mode not in ("kills", "steps")
+        is_lost_allowed = self.mode not in ("kills", "children", "steps")
         # The last one is Celery's own, where a result cannot be stored.
         errors = ("ChordMemberLost", "WorkerLostError", "BackendStoreError")
         return all(
@@ -406,6 +417,8 @@ def main() -> int:
     parser.add_argument("--mode", choices=MODES)
     parser.add_argument("--chords", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--interval", type=float, default=INTERVAL)
+    parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--stock", action="store_true")
     options = parser.parse_args()
     servers = Servers()

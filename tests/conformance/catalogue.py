@@ -48,6 +48,7 @@ class Scenario:
         stock: Gives what stock does, from the backend; one of several where it depends on luck.
         backends: On which backends the row has cells.
         options: For ``apply_async``.
+        errbacks: How often its errback is called when it fails: once for each of its results.
         fails: Whether it fails where failed members are not tolerated; otherwise it gives the
             same value there.
     """
@@ -60,6 +61,7 @@ class Scenario:
     backends: tuple[str, ...] = ALL
     options: dict[str, Any] = field(default_factory=dict)
     fails: bool = True
+    errbacks: int = 1
 
     def __str__(self) -> str:
         return f"{self.defect} {self.name}"
@@ -220,6 +222,7 @@ TOLERANT = (
         [[1, BOOM], [1, BOOM]],
         # A5: before 5.6 nobody fails the members of the group.
         lambda backend: (HANGS,) if celery_version() < (5, 6) else (FAILS,),
+        errbacks=2,
     ),
     Scenario(
         "A1",
@@ -523,8 +526,12 @@ TOLERANT = (
     ),
 )
 
-#: Run by workers with default settings: chords that fail. A8: their errback is called once, with
-#: ``task_allow_error_cb_on_chord_header``, too. A9: their error names so many members that failed.
+#: What the workers need whose chords call their errbacks for their results alone.
+ERRBACKS_ONCE = {"chord_fix_header_errbacks": True}
+
+#: Chords that fail. A8: with ``task_allow_error_cb_on_chord_header`` and, on patched workers,
+#: ``chord_fix_header_errbacks`` their errback is called once for each result. A9: their error names
+#: so many members that failed.
 STRICT = (
     Scenario(
         "A8",
@@ -546,6 +553,7 @@ STRICT = (
         lambda t: chord([t.fail.s(), t.echo.s(1)], group(t.collect.s(), t.collect.s())),
         None,
         group_failed_and_revoked,
+        errbacks=2,
     ),
     Scenario(
         "A8",

@@ -91,7 +91,7 @@ def judge_strictly(scenario: Scenario, outcome: Outcome, calls: int) -> str:
         return judge(outcome, scenario.expected) if calls == 0 else WRONG
     if scenario.defect == "A9" and len(members_named(outcome)) != scenario.expected:
         return WRONG
-    return RIGHT if outcome.state == states.FAILURE and calls == 1 else WRONG
+    return RIGHT if outcome.state == states.FAILURE and calls == scenario.errbacks else WRONG
 
 
 def members_named(outcome: Outcome) -> list[str]:

@@ -127,7 +127,8 @@ def strict_outcomes(
     which: str,
     folder: Callable[[str], Path],
 ) -> dict[str, Any]:
-    cluster = clusters(backend, patched=patched)
+    settings = catalogue.ERRBACKS_ONCE if patched else None
+    cluster = clusters(backend, patched=patched, settings=settings)
     quiet = None if patched else QUIET
     return run_strict(cluster, getattr(catalogue, which), backend, quiet, folder("errbacks"))
 
@@ -135,7 +136,7 @@ def strict_outcomes(
 @cases(catalogue.STRICT)
 @pytest.mark.filterwarnings("ignore:task_allow_error_cb_on_chord_header")
 def test_failing_chord(clusters, note, backend_kind, patched, scenario, tmp_path_factory):
-    """A chord that fails calls its errback once, and its error names who failed."""
+    """A chord that fails calls its errback once for each result, its error names who failed."""
     ended = strict_outcomes(clusters, backend_kind, patched, "STRICT", tmp_path_factory.mktemp)
     judged, outcome = ended[str(scenario)]
     note(str(scenario), backend_kind, patched, judged)
@@ -171,7 +172,8 @@ class TestWithoutLedger:
 
     @pytest.mark.filterwarnings("ignore:task_allow_error_cb_on_chord_header")
     def test_failing_chords(self, clusters, backend_kind, tmp_path):
-        cluster = clusters(backend_kind, settings=UNCOUNTED)
+        settings = {**UNCOUNTED, **catalogue.ERRBACKS_ONCE}
+        cluster = clusters(backend_kind, settings=settings)
 
         scenarios = (*catalogue.STRICT, *READABLE)
 

@@ -31,9 +31,14 @@ def options(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture
 def with_fix(
-    clusters: Callable[..., Cluster], backend_kind: str, options: dict[str, Any]
+    clusters: Callable[..., Cluster],
+    backend_kind: str,
+    options: dict[str, Any],
+    fix: _patch.Patch,
 ) -> Cluster:
-    """A cluster with all patches."""
+    """A cluster with all patches; one that is opt-in acts where the test is about it."""
+    if fix.is_opt_in:
+        options = {**options, "settings": {**options.get("settings", {}), fix.setting: True}}
     return clusters(backend_kind, **options)
 
 

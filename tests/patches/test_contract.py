@@ -52,7 +52,8 @@ def make_app(alone):
 
     def make_app(**settings):
         app = Celery("contract", broker="memory://", backend="db+sqlite://", set_as_current=False)
-        app.conf.update(settings)
+        opt_in = {patch.setting: True for patch in registry.values() if patch.is_opt_in}
+        app.conf.update({**opt_in, **settings})
         apps.append(app)
         return app
 
@@ -202,7 +203,10 @@ class TestLife:
             app.conf[patch.setting] = False
             app.finalize()
             reason = install_patches(app)[patch.name].reason
-            assert not patch.is_needed() or f"switched off by {patch.setting}" == reason
+            how = f"off unless {patch.setting} = True"
+            if not patch.is_opt_in:
+                how = f"switched off by {patch.setting}"
+            assert not patch.is_needed() or how == reason
 
         # The object that a method is called on; some wrappers ask for the parent of a result.
         call_for = SimpleNamespace(app=app, parent=object())
@@ -318,6 +322,21 @@ class TestInstalling:
 
         assert not _patch.is_patched(app)
         assert before[0] is standing(registry["header_order"])[0]
+
+    @pytest.mark.skipif(_patch.celery_version() < _patch.celery_5_7, reason="it warns from 5.7 on")
+    def test_warning_about_the_tasks_of_the_app_names_who_finalizes_it(self, make_app):
+        app = make_app()
+        install_patches(app)
+        for _ in range(2):
+
+            @app.task(name="same", shared=False)
+            def do():
+                pass
+
+        with pytest.warns(Warning, match="Task name 'same' is already registered") as caught:
+            app.finalize()
+
+        assert [__file__] == [each.filename for each in caught]
 
     def test_wrapper_that_somebody_put_around_ours_stays(self, make_app):
         app = make_app()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 
 import celery
 import pytest
 from celery import Celery
 
 from chordguard import _patch, doctor, errors, install_patches
+from tests.unit.plain_backend import URL as PLAIN
 
 SECRET = "hunter2"
 REDIS = f"redis://:{SECRET}@localhost:1/0"
@@ -27,6 +29,14 @@ def make_app(backend: str = REDIS, patched: bool = True, **settings: object) -> 
     if patched:
         install_patches(app)
     return app
+
+
+#: On Redis, nothing but Celery's own keys tells of a chord.
+NOT_COUNTED = [{"chord_ledger": False}, {"chord_fix_counted_parts": False}]
+
+before_5_7 = pytest.mark.skipif(
+    _patch.celery_version() >= _patch.celery_5_7, reason="Celery 5.7 does not have the defect"
+)
 
 
 @pytest.fixture
@@ -298,22 +308,42 @@ def test_results_that_expire_soon(sqlite, expires):
     assert ["result_expires"] == subjects(make_app(sqlite, result_expires=expires))
 
 
-def test_results_that_expire_before_the_chord_times_out():
-    finding = only_finding(make_app(result_expires=7200, chord_timeout=timedelta(hours=3)))
+def test_results_that_expire_before_the_chord_times_out(sqlite):
+    settings = {"result_expires": 7200, "chord_timeout": timedelta(hours=3)}
+
+    finding = only_finding(make_app(sqlite, **settings))
 
     assert "result_expires" == finding.subject
     assert "chord_timeout = 10800" in finding.danger
+    # There a chord that is counted keeps what it needs until it is settled.
+    assert [] == doctor.examine(make_app(**settings))
+    # Celery alone does not know this timeout.
+    assert ["install_patches", "chord_timeout"] == subjects(make_app(sqlite, False, **settings))
 
 
+@pytest.mark.parametrize("not_counted", NOT_COUNTED)
+def test_size_of_a_chord_that_expires_soon(not_counted):
+    finding = only_finding(make_app(result_expires=60, **not_counted))
+
+    assert ("result_expires", "B8") == (finding.subject, finding.defect)
+    assert [] == doctor.examine(make_app(result_expires=60))
+
+
+@pytest.mark.parametrize("not_counted", NOT_COUNTED)
 @pytest.mark.parametrize("expires", [0, None])
-def test_results_that_never_expire(sqlite, expires):
-    assert ["result_expires"] == subjects(make_app(result_expires=expires))
+def test_keys_that_never_expire(sqlite, expires, not_counted):
+    finding = only_finding(make_app(result_expires=expires, **not_counted))
+
+    assert ("result_expires", "D1") == (finding.subject, finding.defect)
+    assert [] == doctor.examine(make_app(result_expires=expires))
     assert [] == doctor.examine(make_app(sqlite, result_expires=expires))
 
 
 @pytest.mark.skipif(_patch.celery_version() < _patch.celery_5_7, reason="a setting of Celery 5.7")
 def test_chord_keys_may_live_longer_than_results():
-    assert [] == doctor.examine(make_app(result_expires=600, result_chord_expires=86400))
+    settings = {"result_expires": 600, "result_chord_expires": 86400, "chord_ledger": False}
+
+    assert [] == doctor.examine(make_app(**settings))
 
 
 def test_no_results_at_all(sqlite):
@@ -379,16 +409,168 @@ def test_result_backend_that_cannot_be_loaded():
     assert "cannot be loaded" in finding.danger
 
 
+def test_eager_mode():
+    assert ["task_always_eager"] == subjects(make_app(task_always_eager=True))
+
+
+# Defects that a patch closes, or that the backend does not have
+
+
+#: Settings that show a defect of Celery where nothing closes it.
+SHOWING = {
+    "result_chord_join_timeout": 1,
+    "result_expires": 7200,
+    "task_allow_error_cb_on_chord_header": True,
+    "task_ignore_result": True,
+}
+
+
+def test_app_with_every_fix_on_is_fine(sqlite):
+    for backend in (sqlite, REDIS):
+        assert [] == doctor.examine(make_app(backend, **SHOWING))
+
+
+@before_5_7
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("backend", "settings"),
+    [("sqlite", {**POLLED, "chord_fix_tolerant_unlock": False}), (PLAIN, {})],
+)
+def test_short_join(sqlite, backend, settings):
+    app = make_app(sqlite if backend == "sqlite" else backend, **settings)
+    app.conf.result_chord_join_timeout = 1
+
+    *_, finding = doctor.examine(app)
+
+    assert ("result_chord_join_timeout", "C7") == (finding.subject, finding.defect)
+    assert str(finding).startswith("result_chord_join_timeout (C7): a good chord fails when")
+
+
+@pytest.mark.parametrize(
+    ("backend", "settings"),
     [
-        ("task_always_eager", True),
-        ("result_chord_join_timeout", 0.5),
-        ("task_allow_error_cb_on_chord_header", True),
+        ("sqlite", {}),
+        ("sqlite", POLLED),
+        ("sqlite", {"chord_fix_tolerant_unlock": False}),
+        (REDIS, {"chord_fix_tolerant_parts": False, "chord_ledger": False}),
+        ("cache+memory://", {}),
+        ("rpc://", {}),
+        pytest.param(
+            PLAIN,
+            {},
+            marks=pytest.mark.skipif(
+                _patch.celery_version() < _patch.celery_5_7, reason="the defect is there"
+            ),
+        ),
     ],
 )
-def test_settings_of_celery(name, value):
-    assert [name] == subjects(make_app(**{name: value}))
+def test_short_join_that_fails_nothing(sqlite, backend, settings):
+    app = make_app(sqlite if backend == "sqlite" else backend, **settings)
+    app.conf.result_chord_join_timeout = 1
+
+    assert "result_chord_join_timeout" not in subjects(app)
+
+
+@pytest.mark.parametrize(("patched", "settings"), [(True, NOT_KEPT), (False, {})])
+def test_ignored_results_are_named_as_a_defect(sqlite, patched, settings):
+    app = make_app(sqlite, patched, task_ignore_result=True, **settings)
+
+    assert "B9" in [finding.defect for finding in doctor.examine(app)]
+
+
+def test_bound_on_polls_of_celery_alone_is_a_defect_where_the_chord_stays_pending(sqlite):
+    annotations = {doctor.UNLOCK: {"max_retries": 3}}
+    app = make_app(sqlite, patched=False, task_annotations=annotations)
+
+    (finding,) = (f for f in doctor.examine(app) if "max_retries" in f.subject)
+
+    stays_pending = _patch.celery_version() < _patch.celery_5_7
+    assert ("C2" if stays_pending else None) == finding.defect
+    assert stays_pending == ("stays PENDING for ever" in finding.danger)
+
+
+@pytest.mark.parametrize(("backend", "is_polled"), [(PLAIN, True), ("cache+memory://", False)])
+def test_bound_on_polls_concerns_polled_backends(backend, is_polled):
+    app = make_app(backend, task_annotations={doctor.UNLOCK: {"max_retries": 3}})
+
+    assert is_polled == any("max_retries" in subject for subject in subjects(app))
+
+
+def closed_by(app: Celery) -> set[str]:
+    """Return the patches that close what the doctor lists."""
+    app.finalize()
+    lines = doctor.defects(app)
+    assert all(": closed by " in line for line in lines), lines
+    return {line.partition(": closed by ")[2].partition(" - ")[0] for line in lines}
+
+
+def test_only_defects_of_the_backend_are_listed(sqlite):
+    on_redis, on_sqlite = closed_by(make_app()), closed_by(make_app(sqlite))
+    elsewhere = closed_by(make_app(PLAIN))
+
+    assert {"tolerant_parts", "counted_parts"} <= on_redis - on_sqlite
+    assert {"tolerant_unlock", "counted_chords", "bounded_unlock"} <= on_sqlite - on_redis
+    assert {"header_order", "chord_failures"} <= elsewhere <= on_redis & on_sqlite
+    assert not elsewhere & {"tolerated_parents", "ignored_members", "unregistered_members"}
+
+
+def test_defect_of_one_database_is_listed_for_that_one(sqlite):
+    assert "wide_results" not in closed_by(make_app(sqlite))
+    pytest.importorskip("pymysql")
+
+    # From 5.6 on Celery would connect to make its tables.
+    mysql = make_app("db+mysql+pymysql://localhost:1/x", database_create_tables_at_setup=False)
+
+    assert "wide_results" in closed_by(mysql)
+
+
+@pytest.mark.parametrize(
+    ("backend", "defect"), [(REDIS, "B7: open, counted_parts"), ("sqlite", "C4: open, counted_")]
+)
+def test_defect_that_the_ledger_closes_is_open_without_it(sqlite, backend, defect):
+    app = make_app(sqlite if backend == "sqlite" else backend, chord_ledger=False)
+    app.finalize()
+
+    (line,) = (line for line in doctor.defects(app) if line.startswith(defect))
+
+    assert "it needs the ledger, which this app does not keep" in line
+
+
+def test_defect_whose_fix_is_switched_off_is_open():
+    app = make_app(chord_fix_header_order=False)
+    app.finalize()
+
+    (line,) = (line for line in doctor.defects(app) if line.startswith("B10"))
+
+    assert "open, header_order: skipped (switched off by chord_fix_header_order)" in line
+
+
+@pytest.mark.skipif(_patch.celery_version() < _patch.celery_5_3, reason="it came with 5.3")
+@pytest.mark.parametrize("is_on", [False, True])
+def test_fix_that_has_to_be_asked_for_is_named_where_it_is_on(is_on):
+    app = make_app(chord_fix_header_errbacks=True) if is_on else make_app()
+    app.finalize()
+
+    assert is_on == any("header_errbacks" in line for line in doctor.defects(app))
+
+
+# Warnings of Celery
+
+
+@pytest.mark.skipif(_patch.celery_version() < _patch.celery_5_7, reason="it warns from 5.7 on")
+@pytest.mark.parametrize("looks", [doctor.examine, lambda app: doctor.prepare_app(app, "examined")])
+def test_warning_about_the_tasks_of_the_app_does_not_name_the_doctor(looks):
+    app = make_app()
+    for _ in range(2):
+
+        @app.task(name="same", shared=False)
+        def do():
+            pass
+
+    with pytest.warns(Warning, match="Task name 'same' is already registered") as caught:
+        looks(app)
+
+    here = str(Path(doctor.__file__).parent)
+    assert not [each.filename for each in caught if each.filename.startswith(here)]
 
 
 # Passwords

@@ -25,8 +25,6 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 PATCHES = _patch.registry
-#: What a patch that needs a driver can act on, as the table names it.
-BACKEND_OF_DRIVER = {"redis": "Redis", "sqlalchemy": "SQL"}
 
 
 def blocks(language: str) -> list[str]:
@@ -99,8 +97,10 @@ def test_the_row_of_a_patch_says_what_its_module_declares(patch):
     assert list(patch.defects) == re.findall(r"\b[A-D]\d+[a-z]?\b", row["Defects"])
     assert versions_of(patch) == row["Celery"]
     assert row["What you see without it"]
-    if patch.driver:
-        assert BACKEND_OF_DRIVER[patch.driver] == row["Backend"]
+    if patch.backends:
+        assert ", ".join(patch.backends) == row["Backend"]
+    else:
+        assert row["Backend"] in ("Redis, SQL", "eager mode")
 
 
 def test_every_patch_has_a_place_where_it_acts():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import time
 
 import celery
@@ -9,7 +10,8 @@ from celery.app.task import Context
 from celery.exceptions import ChordError
 from celery.utils import uuid
 
-from chordguard import signals, tolerant, watchdog
+from chordguard import processes, signals, tolerant, watchdog
+from chordguard.ledger import model
 from chordguard.ledger.model import CLAIM_SECONDS, pack_data
 from chordguard.ledger.redis import RedisLedger
 from tests import tasks
@@ -458,6 +460,20 @@ class TestWatchdog:
 
         assert [[0]] == published(app)
         assert not dog._thread.is_alive()
+
+    def test_chord_whose_ender_has_died_is_published_at_once(self, ledger, tmp_path, monkeypatch):
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        with monkeypatch.context() as patched:
+            # A worker that left its file, which nobody has open.
+            patched.setattr(model, "owner", model.new_owner())
+            os.close(processes._locked_file(model.owner))
+            chord = Chord(ledger)
+            assert [True, False] == [chord.end(index) is None for index in range(2)]
+
+        assert 1 == watchdog.Watchdog(ledger.backend.app).look_at_due()
+
+        assert [[0, 1]] == chord.published()
+        assert chord.record is None
 
     def test_app_without_a_ledger_has_nothing_to_look_at(self, ledger):
         ledger.backend.app.conf.chord_ledger = False

@@ -70,7 +70,12 @@ def doctor(app: Celery) -> Answer:
         ],
         "defects": defects,
         "findings": [
-            {"subject": found.subject, "danger": found.danger, "remedy": found.remedy}
+            {
+                "subject": found.subject,
+                "defect": found.defect,
+                "danger": found.danger,
+                "remedy": found.remedy,
+            }
             for found in findings
         ],
     }

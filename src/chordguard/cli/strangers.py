@@ -75,10 +75,11 @@ def _with_keys(app: Celery) -> Iterator[Stranger]:
         if (key := bytes_to_str(found))  # type: ignore[no-untyped-call]
     }
     for group_id in sorted(ids):
-        j, s, t, ours = (
-            backend.get_key_for_group(group_id, end) for end in (".j", ".s", ".t", ".chordguard")
+        j, s, t, c, ours = (
+            backend.get_key_for_group(group_id, end)
+            for end in (".j", ".s", ".t", ".c", ".chordguard")
         )
-        if client.exists(ours):
+        if client.exists(ours) or client.get(c) == b"done":
             continue
         done = (client.zcard if backend._chord_zset else client.llen)(j)
         size = client.get(s)

@@ -163,7 +163,7 @@ class Tables:
         )
         self.find_abandoned = sa.select(chord.id).where(chord.progressed < sa.bindparam("before"))
         self.find_claimed = sa.select(chord.id, chord.claimed_by).where(
-            chord.due > sa.bindparam("now"), chord.claimed_until > sa.bindparam("now")
+            chord.due <= sa.bindparam("latest"), chord.claimed_until > sa.bindparam("now")
         )
         self.find_due = (
             sa.select(chord.id, chord.due)
@@ -566,14 +566,19 @@ class DatabaseLedger(Ledger):
     def release(self, claim: Claim) -> None:
         self._write(self.tables.release, claim.group_id, token=claim.token, now=time.time())
 
-    def release_all(self) -> int:
-        claimed = self._select(self.tables.find_claimed, {"now": time.time()})
-        mine = [Claim(i, token, None) for i, token in claimed if token.startswith(model.owner)]
-        for claim in mine:
-            self.release(claim)
-        return len(mine)
+    def expire(self, is_gone: Callable[[str], bool]) -> int:
+        now = time.time()
+        # A chord that is claimed is due when the claim ends, at the latest.
+        times = {"now": now, "latest": now + model.CLAIM_SECONDS + 1}
+        claimed = self._select(self.tables.find_claimed, times)
+        gone = [(group_id, token) for group_id, token in claimed if is_gone(token)]
+        # Renewed until now, which has just passed.
+        return sum(
+            self._write(self.tables.renew, group_id, token=token, until=now)
+            for group_id, token in gone
+        )
 
-    def close(self, group_id: str) -> None:
+    def close(self, group_id: str, *, has_failed: bool = False) -> None:
         # Two transactions, the row first: a part that is counted meanwhile is seen by the second,
         # one that comes later finds no row and takes its member back.
         self._write(self.tables.remove, group_id)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -30,8 +31,10 @@ __all__ = (
     "leaf_ids",
     "new_owner",
     "new_token",
+    "origin",
     "pack",
     "pack_data",
+    "process_mark",
     "unpack",
     "unpack_body",
     "unpack_data",
@@ -44,8 +47,11 @@ Header = Sequence[Any]
 #: Seconds for which the one who ends a chord keeps others from doing so, unless it is renewed.
 CLAIM_SECONDS = 60.0
 
-#: How many characters of a token say whose it is.
-OWNER_LENGTH = 12
+#: How many characters of a token say which worker it is of, and which process of its pool.
+OWNER_LENGTH, PROCESS_LENGTH = 12, 8
+
+#: How many characters a token has.
+TOKEN_LENGTH = 36
 
 
 def new_owner() -> str:
@@ -55,6 +61,10 @@ def new_owner() -> str:
 
 #: Whose tokens this process makes: its own, or those of the worker that it is a child of.
 owner = new_owner()
+
+#: The id of this process, once it works in a pool. A process that is forked from it inherits the
+#: value, and is told by its own id not to be meant.
+pool_process = 0
 
 
 @dataclass(frozen=True)
@@ -219,11 +229,23 @@ class Ledger(Protocol):
     def release(self, claim: Claim) -> None:
         """Give a claim back."""
 
-    def release_all(self) -> int:
-        """Give back the claims of this worker and its children; return how many."""
+    def expire(self, is_gone: Callable[[str], bool]) -> int:
+        """End the claims that nobody holds any more, now; return how many.
 
-    def close(self, group_id: str) -> None:
-        """Forget a chord that has ended."""
+        Arguments:
+            is_gone: Tells by its token that a claim is such; called after the claims were read.
+        """
+
+    def release_all(self) -> int:
+        """End the claims of this worker and its children; return how many."""
+        return self.expire(lambda token: token.startswith(owner))
+
+    def close(self, group_id: str, *, has_failed: bool = False) -> None:
+        """Forget a chord that has ended.
+
+        What the members of one that `has_failed` returned can be read for some minutes more, where
+        Celery leaves it to be read.
+        """
 
     def abandon(self, group_id: str, *, is_known: bool) -> None:
         """Forget a chord that was not sent completely, and never will be.
@@ -241,8 +263,19 @@ class Ledger(Protocol):
 
 
 def new_token() -> str:
-    """Return a token for a claim, which begins with the :data:`owner`."""
-    return owner + uuid4().hex[: 36 - OWNER_LENGTH]
+    """Return a token for a claim, which begins with its :func:`origin`."""
+    process = pool_process if pool_process == os.getpid() else 0
+    return (owner + process_mark(process) + uuid4().hex)[:TOKEN_LENGTH]
+
+
+def origin(token: str) -> tuple[str, str]:
+    """Return the owner of a token, and which process of its pool made it (see `process_mark`)."""
+    return token[:OWNER_LENGTH], token[OWNER_LENGTH : OWNER_LENGTH + PROCESS_LENGTH]
+
+
+def process_mark(process: int) -> str:
+    """Return what names a process in a token; 0: none of the pool."""
+    return f"{process:0{PROCESS_LENGTH}x}"
 
 
 def leaf_ids(header: Header) -> Iterator[str]:

@@ -8,7 +8,7 @@ from importlib import import_module
 #: the same function. `counted_chords` answers before `bounded_unlock` decides, and that before
 #: `tolerant_unlock` joins; `ignored_results` forgets what these two have read; `half_sent_chords`
 #: sees what they leave when it fails; `linear_waiting` watches the parents that
-#: `tolerated_parents` leaves.
+#: `tolerated_parents` leaves and `member_errors` asks once more.
 ORDER = (
     "canvas.generator_headers",
     "canvas.generator_errors",
@@ -30,6 +30,7 @@ ORDER = (
     "results.chord_failures",
     "results.header_errbacks",
     "results.tolerated_parents",
+    "results.member_errors",
     "results.linear_waiting",
     "redis.collected_results",
     "redis.tolerant_parts",

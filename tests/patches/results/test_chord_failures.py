@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from celery import chain, chord, group
 
 from chordguard import strict, tolerant
-from chordguard._patch import celery_5_6, celery_5_7, celery_version
+from chordguard._patch import celery_5_3, celery_5_6, celery_5_7, celery_version
 from tests.harness import is_ready, wait_until
 
 
@@ -127,3 +130,120 @@ def test_errback_of_a_chord_in_a_tolerant_chord_runs_once(with_fix, record):
     assert 2 == results[1]
     wait_until(lambda: record.count("errback_new"), what="errback")
     assert 1 == record.count("errback_new")
+
+
+#: The canvas, and how often each errback is called: once per result that fails and carries it.
+ERRBACKS = {
+    "tasks of a group have one each": (
+        lambda t, eb: chord(
+            failing(t),
+            group(t.collect.s().on_error(eb("own")), t.collect.s().on_error(eb("own"))),
+        ),
+        {"own": 2},
+    ),
+    "chord has one, its body is a group of three": (
+        lambda t, eb: chord(failing(t), group([t.collect.s()] * 3)).on_error(eb("chord")),
+        {"chord": 3},
+    ),
+    "both": (
+        lambda t, eb: chord(
+            failing(t), group(t.collect.s().on_error(eb("own")), t.collect.s())
+        ).on_error(eb("chord")),
+        {"own": 1, "chord": 2},
+    ),
+    "chord in a group": (
+        lambda t, eb: chord(
+            failing(t), group(chord([t.collect.s()], t.collect.s()), t.collect.s())
+        ).on_error(eb("chord")),
+        {"chord": 2},
+    ),
+    "same errback twice on one task": (
+        lambda t, eb: chord(failing(t), t.collect.s().on_error(eb("own")).on_error(eb("own"))),
+        {"own": 1},
+    ),
+    "chord in the header": (
+        lambda t, eb: chord_in_the_header(t).on_error(eb("chord")),
+        {"chord": 1},
+    ),
+    "header has a chord with a group for its body": (
+        lambda t, eb: chord(
+            [chord(failing(t), group(t.collect.s(), t.collect.s()).on_error(eb("inner")))],
+            t.collect.s(),
+        ),
+        {"inner": 2},
+    ),
+}
+
+
+@pytest.mark.parametrize("backend_kind", ["redis", "sqlite"])
+@pytest.mark.parametrize("name", ERRBACKS)
+def test_errback_runs_once_for_each_result_that_carries_it(with_fix, record, name):
+    t = with_fix.tasks
+    make, expected = ERRBACKS[name]
+    paths = {key: f"{record.path}-{key}" for key in expected}
+    canvas = make(t, lambda key: t.errback_new.s(record=paths[key]))
+
+    outcome = with_fix.outcome(canvas)
+
+    assert "FAILURE" == outcome.state, outcome
+    calls = {key: Path(path).read_text().splitlines() for key, path in paths.items()}
+    wait_until(with_fix.is_idle, what="idle worker")
+    assert expected == {key: len(lines) for key, lines in calls.items()}
+    # Each call is for a result of its own.
+    assert all(len(lines) == len(set(lines)) for lines in calls.values())
+
+
+@pytest.mark.parametrize("backend_kind", ["redis", "sqlite"])
+@pytest.mark.skipif(celery_version() < celery_5_3, reason="the setting came with 5.3")
+def test_errbacks_of_header_tasks_are_called_as_celery_documents(with_fix, record):
+    """With ``task_allow_error_cb_on_chord_header``, and default settings otherwise."""
+    t = with_fix.tasks
+    with_fix.app.conf.task_allow_error_cb_on_chord_header = True
+    try:
+        canvas = chord([t.fail.s(), t.fail.s(), t.echo.s(1)], t.collect.s())
+        result = canvas.on_error(t.errback_new.s(record=record.path)).apply_async()
+    finally:
+        with_fix.app.conf.task_allow_error_cb_on_chord_header = False
+
+    assert "FAILURE" == with_fix.outcome(result).state
+    wait_until(with_fix.is_idle, what="idle worker")
+    assert 3 == record.count("errback_new")
+
+
+#: How a chord fails, and the settings it takes.
+ROADS = {
+    "a member failed": ({}, lambda t: chord(failing(t), t.collect.s())),
+    "too many failed": ({}, lambda t: tolerant(chord(failing(t), t.collect.s()), max_errors=0)),
+    "no ledger": ({"chord_ledger": False}, lambda t: chord(failing(t), t.collect.s())),
+}
+
+
+@pytest.mark.parametrize("backend_kind", ["redis", "sqlite"])
+@pytest.mark.parametrize("road", ROADS)
+def test_failed_chord_is_logged_once_as_by_celery(clusters, backend_kind, road):
+    settings, canvas = ROADS[road]
+    cluster = clusters(backend_kind, settings=settings)
+    result = canvas(cluster.tasks).apply_async()
+
+    assert "FAILURE" == cluster.outcome(result).state
+
+    def lines():
+        start = f"ERROR/ForkPoolWorker-[0-9]+[]] Chord '{result.parent.id}' raised: ChordError"
+        return re.findall(start, cluster.worker.log_text())
+
+    wait_until(lines, what="a line")
+    wait_until(cluster.is_idle, what="idle worker")
+    assert 1 == len(lines())
+    assert "Traceback" in cluster.worker.log_text().partition(f"'{result.parent.id}' raised")[2]
+
+
+@pytest.mark.parametrize("backend_kind", ["redis", "sqlite"])
+def test_tolerated_failures_are_logged_with_their_count(clusters, backend_kind):
+    cluster = clusters(backend_kind)
+    result = tolerant(chord(failing(cluster.tasks), cluster.tasks.collect.s())).apply_async()
+
+    cluster.run(result)
+
+    said = f"Chord {result.parent.id}: 1 of 2 header tasks failed, which is tolerated"
+    wait_until(lambda: said in cluster.worker.log_text(), what="a line")
+    assert f"Chord '{result.parent.id}' raised" not in cluster.worker.log_text()

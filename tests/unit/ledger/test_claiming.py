@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
 from celery.utils import uuid
 
+from chordguard.ledger import model
 from chordguard.ledger.model import CLAIM_SECONDS, new_owner
 from tests.unit.ledger.chords import LATER, THREADS, at_once, count, expire_claim, is_due, start
 
@@ -122,10 +124,62 @@ class TestReleasingAll:
 
         assert 2 == ledger.release_all()
 
-        assert [0, 0] == [ledger.read(group_id).claimed_until for group_id in claimed]
+        assert all(0 < ledger.read(group_id).claimed_until < time.time() for group_id in claimed)
         due = ledger.take_due(time.time(), time.time() + LATER, 10_000)
         assert set(claimed) <= set(due)
         assert not {theirs, free} & set(due)
         assert ledger.read(theirs).claimed_until > time.time()
         assert ledger.claim(theirs) is None
         assert 0 == ledger.release_all()
+
+
+class TestExpiring:
+    def expire(self, ledger, *claims):
+        tokens = [claim.token for claim in claims]
+        return ledger.expire(lambda token: token in tokens)
+
+    @pytest.mark.parametrize("by", ["claim", "count"])
+    def test_claim_that_is_expired_has_just_run_out(self, ledger, group_id, by):
+        claim = ledger.claim(group_id) if by == "claim" else count(ledger, group_id, "abc")[-1]
+
+        assert 1 == self.expire(ledger, claim)
+
+        assert 0 < ledger.read(group_id).claimed_until < time.time()
+        assert is_due(ledger, group_id, time.time())
+        assert 0 == self.expire(ledger, claim)
+        assert ledger.claim(group_id)
+
+    def test_chord_that_is_due_before_the_claim_ends(self, ledger, group_id):
+        claim = ledger.claim(group_id)
+        ledger.look_again(group_id, time.time() - 1)
+
+        assert 1 == self.expire(ledger, claim)
+
+    def test_others_keep_theirs(self, ledger, group_id):
+        claim = ledger.claim(group_id)
+
+        assert 0 == self.expire(ledger)
+        assert ledger.renew(claim)
+
+    def test_chord_that_has_ended_stays_so(self, ledger, group_id):
+        claim = ledger.claim(group_id)
+        ledger.close(group_id)
+
+        assert 0 == self.expire(ledger, claim)
+        assert ledger.read(group_id) is None
+
+
+class TestTokens:
+    def test_they_name_worker_and_process_of_the_pool(self, monkeypatch):
+        monkeypatch.setattr(model, "pool_process", os.getpid())
+        token = model.new_token()
+
+        assert (model.owner, model.process_mark(os.getpid())) == model.origin(token)
+        assert 36 == len(token)
+        assert token != model.new_token()
+
+    @pytest.mark.parametrize("process", [0, 1], ids=["none of the pool", "forked from one"])
+    def test_other_processes_are_not_named(self, process, monkeypatch):
+        monkeypatch.setattr(model, "pool_process", process)
+
+        assert (model.owner, model.process_mark(0)) == model.origin(model.new_token())

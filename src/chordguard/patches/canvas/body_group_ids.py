@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from ..._patch import Patch, celery_5_6
+from ..._patch import REDIS, Patch, celery_5_6
 
 patch = Patch(
     name="body_group_ids",
     defects={"B16": "a member replaced by a chord whose body is a chain: the outer chord hangs"},
     since=celery_5_6,
+    backends=(REDIS,),
 )
 
 #: The id of the chord around the one that is started now.

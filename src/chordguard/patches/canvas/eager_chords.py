@@ -57,7 +57,7 @@ def _apply(
         )
     except ChordError as exc:
         task_id = callback.options.get("task_id") or uuid()
-        completion.call_errbacks(app.backend, callback, task_id, exc, is_eager=True)
+        completion.call_errbacks(app.backend, callback, exc, task_id=task_id, is_eager=True)
         return EagerResult(task_id, exc, states.FAILURE)
     return callback.apply(args=(gathered,))
 

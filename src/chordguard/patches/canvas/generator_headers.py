@@ -14,12 +14,13 @@ from typing import Any
 
 from kombu.utils.uuid import uuid
 
-from ..._patch import Patch, celery_5_3
+from ..._patch import SQL, Patch, celery_5_3
 
 patch = Patch(
     name="generator_headers",
     defects={"B1": "SQL: a generator header sends only two of its tasks, the chord never ends"},
     until=celery_5_3,
+    backends=(SQL,),
 )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from kombu.utils.uuid import uuid
 
-from ..._patch import Patch, celery_5_7
+from ..._patch import REDIS, Patch, celery_5_7
 
 patch = Patch(
     name="nested_group_ids",
@@ -24,6 +24,7 @@ patch = Patch(
     },
     mended={"B3": celery_5_7},
     arisen={"B15": celery_5_7},
+    backends=(REDIS,),
 )
 
 

@@ -31,6 +31,7 @@ patch = Patch(
         "C4": "SQL: bodies start up to a second late, polling keeps workers and database busy",
     },
     driver="sqlalchemy",
+    needs_ledger=True,
 )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from celery.exceptions import NotRegistered
 
-from ..._patch import Patch, celery_5_7
+from ..._patch import SQL, Patch, celery_5_7
 from ...polling import EXCHANGE_TYPE
 
 patch = Patch(
@@ -22,6 +22,7 @@ patch = Patch(
         "C5": "SQL: chord_unlock misses the exchange that the body is sent to, the chord hangs"
     },
     until=celery_5_7,
+    backends=(SQL,),
 )
 
 #: What the poller that is being sent is given beside Celery's own options.

@@ -25,6 +25,7 @@ patch = Patch(
     name="wide_results",
     defects={"D2": "MySQL, MariaDB: a result of more than 64 KiB is cut off or lost"},
     driver="sqlalchemy",
+    only_on={"D2": ("mysql", "mariadb")},
 )
 
 #: What stands at the end of a traceback that had to be cut.

@@ -32,6 +32,7 @@ patch = Patch(
     driver="redis",
     mended={"A8": celery_5_7, "B4": celery_5_7},
     arisen={"B11": celery_5_7},
+    needs_ledger=True,
 )
 
 REFUSED = "Parts are counted as by Celery alone: Redis refuses scripts (EVALSHA, EVAL)"

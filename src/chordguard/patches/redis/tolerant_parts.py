@@ -15,7 +15,7 @@ from typing import Any
 
 from celery.canvas import maybe_signature
 
-from ... import backends, completion
+from ... import backends, completion, hooks
 from ..._patch import Patch, celery_5_7, celery_version
 from ...policy import Policy
 
@@ -87,6 +87,8 @@ class JoinedHeader:
 
 @patch.wraps("celery.backends.redis", "RedisBackend.on_chord_part_return")
 def on_chord_part_return(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
+    if hooks.counts_itself(backend):
+        return wrapped(*args, **kwargs)
     request = args[0] if args else kwargs["request"]
     header = JoinedHeader(backend, request)
     # A failing chord may return a part of the chord around it: that one asks for itself.

@@ -16,7 +16,7 @@ from typing import Any
 from celery.exceptions import ChordError
 
 from ... import completion
-from ..._patch import Patch, celery_5_6, celery_5_7, celery_version
+from ..._patch import REDIS, Patch, celery_5_6, celery_5_7, celery_version
 
 patch = Patch(
     name="chord_failures",
@@ -29,6 +29,7 @@ patch = Patch(
         "A15": "a member replaced by a chord whose body is a chord fails: the outer one hangs",
     },
     mended={"A4": celery_5_6, "A5": celery_5_6, "A7": celery_5_7},
+    only_on={"A2": (REDIS,)},
 )
 
 

@@ -1,8 +1,9 @@
-"""The errback of a chord is called once more for each header task that fails.
+"""The errback of a chord is called once more for each header task that fails (opt-in).
 
 With ``task_allow_error_cb_on_chord_header`` `_chord.link_error` links a copy of the errback to
 each task of the header, beside the body's. Here a copy is left to the chord, which calls it once,
-if it fails. Errbacks that a header task has of its own are called as always.
+if it fails. Errbacks that a header task has of its own are called as always. Celery documents the
+calls for header tasks, so this acts only with ``chord_fix_header_errbacks = True``.
 https://github.com/celery/celery/issues/3709
 """
 
@@ -11,12 +12,14 @@ from __future__ import annotations
 from typing import Any
 
 from ... import backends, completion
-from ..._patch import Patch, celery_5_3
+from ..._patch import REDIS, SQL, Patch, celery_5_3
 
 patch = Patch(
     name="header_errbacks",
     defects={"A8": "an errback is called for each failed header task, and once more for the chord"},
     since=celery_5_3,
+    is_opt_in=True,
+    backends=(REDIS, SQL),
 )
 
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 from ... import backends
-from ..._patch import Patch
+from ..._patch import REDIS, SQL, Patch
 from ...waiting import ParentsWatch
 
 patch = Patch(
     name="linear_waiting",
     defects={"C8": "waiting for a large chord makes it many times slower"},
+    backends=(REDIS, SQL),
 )
 
 
@@ -25,6 +26,7 @@ def app_of_waiting(result: Any, _args: tuple[Any, ...]) -> Any:
 
 
 @patch.wraps("celery.result", "AsyncResult.get", app_of=app_of_waiting)
+@patch.wraps("celery.result", "AsyncResult.wait", app_of=app_of_waiting)
 def get(wrapped: Any, result: Any, args: Any, kwargs: Any) -> Any:
     parents = list(result._parents())
     if not parents or not backends.is_supported(result.backend):

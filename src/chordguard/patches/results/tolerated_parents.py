@@ -10,12 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 from ... import backends, settings
-from ..._patch import Patch
+from ..._patch import REDIS, SQL, Patch
 from ...policy import tolerates
 
 patch = Patch(
     name="tolerated_parents",
     defects={"A1c": "result.get() raises the error of a header task that was tolerated"},
+    backends=(REDIS, SQL),
 )
 
 #: Set on the result of a chord's header where the chord is made: whether it is tolerant.

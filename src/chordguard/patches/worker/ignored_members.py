@@ -17,13 +17,14 @@ from celery._state import get_current_task
 from celery.exceptions import Ignore
 
 from ... import backends, completion, counting
-from ..._patch import Patch, celery_5_7
+from ..._patch import REDIS, SQL, Patch, celery_5_7
 
 logger = logging.getLogger("chordguard")
 
 patch = Patch(
     name="ignored_members",
     defects={"A10": "a header task raises Ignore: the chord hangs"},
+    backends=(REDIS, SQL),
 )
 
 #: Set on the request of a task that runs again under its id.

@@ -15,13 +15,14 @@ from typing import Any
 from celery import states
 
 from ... import backends, completion, messages
-from ..._patch import Patch
+from ..._patch import REDIS, SQL, Patch
 
 logger = logging.getLogger("chordguard")
 
 patch = Patch(
     name="unreadable_members",
     defects={"A16": "the worker cannot read the message of a header task: the chord hangs"},
+    backends=(REDIS, SQL),
 )
 
 

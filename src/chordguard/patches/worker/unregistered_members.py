@@ -15,13 +15,14 @@ from celery import states
 from celery.exceptions import NotRegistered
 
 from ... import backends, completion, messages
-from ..._patch import Patch
+from ..._patch import REDIS, SQL, Patch
 
 logger = logging.getLogger("chordguard")
 
 patch = Patch(
     name="unregistered_members",
     defects={"A11": "a header task is not registered on the worker: the chord hangs"},
+    backends=(REDIS, SQL),
 )
 
 
