@@ -107,7 +107,10 @@ def compare_on(backend: str, source: Path, arguments: Sequence[str]) -> bool:
         ended = [run.has_ended_well() for run in runs]
         if not all(ended):
             return False
-        return compare.main(*(run.report for run in runs)) == 0
+        if compare.main(*(run.report for run in runs)) == 0:
+            return True
+        print("See", *(run.log for run in runs))
+        return False
     finally:
         for run in runs:
             run.kill()
