@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 BACKENDS = ("redis", "postgresql")
 #: The tests of the canvas; those of the backends and the worker do not depend on chords.
 TESTS = "t/integration/test_canvas.py"
-#: Seconds that one test may take; a test of Celery's waits 60 s for a result.
-TEST_TIMEOUT = 180
+#: Seconds that one test may take; one of Celery's waits 140 s to see that nothing comes.
+TEST_TIMEOUT = 300
 #: Lines of a log that are printed when a run ended before its tests did.
 LOG_TAIL = 30
 
