@@ -223,8 +223,7 @@ def fail_chord(
         raised: What the log tells in place of `exc`.
     """
     raised = raised or exc
-    texts = map(safe_repr, (raised, raised.__cause__))
-    if any(len(text) > 2 * LONGEST for text in texts):
+    if not all(map(_is_readable, (raised, raised.__cause__))):
         # A log is no place for megabytes; the error of the chord tells how they begin.
         raised = ChordError(str(exc))
     # Alerts are made for this line: the logger, the level and the words are those of Celery.
@@ -235,6 +234,14 @@ def fail_chord(
     else:
         fail(app.backend, body, exc)
     tell_end(app, group_id, signals.FAILED, errors, started)
+
+
+def _is_readable(exc: BaseException | None) -> bool:
+    """Tell whether an exception can be put into words, and into not too many."""
+    try:
+        return len(repr(exc)) <= 2 * LONGEST
+    except Exception:  # noqa: BLE001 - anybody's __repr__
+        return False
 
 
 def _celery_logger(backend: Any) -> logging.Logger:

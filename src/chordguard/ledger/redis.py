@@ -185,7 +185,7 @@ class RedisLedger(Ledger):
         return Claim(group_id, token, header_in(header), *parts)
 
     def group_ids(self) -> list[str]:
-        live = self.backend.ensure(self.backend.client.zrange, (self._due, 0, -1))
+        live = self._ask(self.backend.client.zrange, self._due, 0, -1)
         return [bytes_to_str(group_id) for group_id in live]  # type: ignore[no-untyped-call]
 
     def read_all(self, group_ids: Sequence[str]) -> dict[str, Record]:
@@ -326,12 +326,12 @@ class RedisLedger(Ledger):
     def expire(self, is_gone: Callable[[str], bool]) -> int:
         # A chord that is claimed is due when the claim ends, at the latest.
         latest = time.time() + model.CLAIM_SECONDS + 1
-        live = self.backend.ensure(self.backend.client.zrangebyscore, (self._due, "-inf", latest))
+        live = self._ask(self.backend.client.zrangebyscore, self._due, "-inf", latest)
         ids = [bytes_to_str(group_id) for group_id in live]  # type: ignore[no-untyped-call]
         expired = 0
         for chunk in backends.chunks(ids):
             keys = [self.key(group_id, ".c") for group_id in chunk]
-            tokens = self.backend.ensure(self.backend.mget, (keys,))
+            tokens = self._ask(self.backend.mget, keys)
             for group_id, token in zip(chunk, tokens, strict=True):
                 text = bytes_to_str(token or b"")  # type: ignore[no-untyped-call]
                 if text and text != "done" and is_gone(text):
@@ -408,8 +408,12 @@ class RedisLedger(Ledger):
         One that is about many is given an empty id.
         """
         run = partial(self._run_once, name, group_id, values)
+        return self._ask(self._healed, group_id, run)
+
+    def _ask(self, command: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what a command answers, after the backend's retries; note what Redis refuses."""
         try:
-            return self.backend.ensure(self._healed, (group_id, run))
+            return self.backend.ensure(command, arguments)
         except self.backend.redis.exceptions.ResponseError as exc:
             self.refuse(exc)
             raise
