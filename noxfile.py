@@ -101,22 +101,28 @@ def conformance(session: nox.Session, celery: str) -> None:
         session.run("python", "-m", "tests.conformance.table", str(CELLS))
 
 
-@nox.session
-@nox.parametrize("celery", ENDS)
-def compat(session: nox.Session, celery: str) -> None:
-    """Run Celery's own tests without the patches and with them; both must do the same."""
-    install_wheel(session, celery_group(celery).replace("celery", "upstream"), celery_group(celery))
+def celery_source(session: nox.Session, celery: str) -> Path:
+    """Download the sdist of a Celery, for its tests; return the folder it is unpacked in."""
     folder = Path(session.create_tmp()).resolve()
     source = folder / f"celery-{celery}"
     if not source.exists():
-        session.run(
+        session.run_install(
             *("python", "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"),
             *("--no-binary", "celery", "--dest", str(folder), f"celery=={celery}"),
         )
         shutil.unpack_archive(folder / f"celery-{celery}.tar.gz", folder, filter="data")
     # The installed Celery is tested, not the one beside its tests.
     shutil.rmtree(source / "celery", ignore_errors=True)
-    reports = [folder / f"{run}.xml" for run in ("stock", "patched", "off")]
+    return source
+
+
+@nox.session
+@nox.parametrize("celery", ENDS)
+def compat(session: nox.Session, celery: str) -> None:
+    """Run Celery's own tests without the patches and with them; both must do the same."""
+    install_wheel(session, celery_group(celery).replace("celery", "upstream"), celery_group(celery))
+    source = celery_source(session, celery)
+    reports = [source.parent / f"{run}.xml" for run in ("stock", "patched", "off")]
     plugin = ["-p", "patched_apps"]
     off = {"CHORDGUARD_COMPAT_OFF": "counted_parts tolerant_parts chord_failures"}
     for report, plugins, env in zip(reports, ([], plugin, plugin), ({}, {}, off), strict=True):
@@ -129,6 +135,19 @@ def compat(session: nox.Session, celery: str) -> None:
                 success_codes=[0, 1],
             )
     session.run("python", str(ROOT / "tests" / "compat" / "compare.py"), *map(str, reports))
+
+
+@nox.session
+@nox.parametrize("celery", ["5.4.0", "5.6.3", "5.7.0"])
+def integration(session: nox.Session, celery: str) -> None:
+    """Run Celery's own tests of the canvas without the patches and with them, with real workers.
+
+    It fails if a test fails with the patches only. It takes half an hour for each Celery and is
+    part of the nightly run; ``-- --backend redis -k chord`` selects.
+    """
+    install_wheel(session, "test", "integration", celery_group(celery))
+    source = celery_source(session, celery)
+    session.run("python", "-m", "tests.compat.integration", str(source), *session.posargs)
 
 
 @nox.session
