@@ -191,6 +191,12 @@ def ignored_result(x):
     return x
 
 
+@task()
+def unsendable():
+    """Return what pickle takes and JSON does not."""
+    return object()
+
+
 @task(bind=True)
 def process_id(self):
     return os.getpid()

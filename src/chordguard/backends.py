@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakValueDictionary
@@ -32,6 +33,7 @@ __all__ = (
     "chunks",
     "create_tables",
     "database_module",
+    "delete_expired",
     "disconnect",
     "errors",
     "forget_results",
@@ -286,7 +288,20 @@ def read_results(backend: Any, task_ids: Sequence[str]) -> dict[str, StoredResul
 def forget_results(backend: Any, task_ids: Sequence[str]) -> None:
     """Delete stored results of a database `backend`, one DELETE for each :data:`CHUNK` ids."""
     for chunk in chunks(task_ids):
-        _delete(backend, backend.task_cls.task_id.in_(chunk))
+        _delete(backend, backend.task_cls, backend.task_cls.task_id.in_(chunk))
+
+
+def delete_expired(backend: Any, spared: Any) -> None:
+    """Delete the expired results of a database `backend`, as its `cleanup` does, but for some.
+
+    Arguments:
+        backend: The result backend.
+        spared: A statement that selects the ids of the tasks whose results stay.
+    """
+    before = datetime.now(timezone.utc).replace(tzinfo=None) - backend.expires
+    task, group = backend.task_cls, backend.taskset_cls
+    _delete(backend, task, (task.date_done < before) & task.task_id.not_in(spared))
+    _delete(backend, group, group.date_done < before)
 
 
 def ready_states(backend: Any, task_ids: Sequence[str]) -> dict[str, str]:
@@ -492,13 +507,13 @@ def select(backend: Any, columns: Iterable[Any], condition: Any) -> list[Any]:
     return with_retries(backend, read_rows)
 
 
-def _delete(backend: Any, condition: Any) -> None:
-    """Delete the results of a database backend that meet a condition, retried by its own policy."""
+def _delete(backend: Any, kind: Any, condition: Any) -> None:
+    """Delete the results of a kind that meet a condition, retried by the backend's own policy."""
 
     def delete_rows() -> None:
         session = backend.ResultSession()
         with database_module().session_cleanup(session):
-            session.query(backend.task_cls).filter(condition).delete(synchronize_session=False)
+            session.query(kind).filter(condition).delete(synchronize_session=False)
             session.commit()
 
     with_retries(backend, delete_rows)

@@ -16,7 +16,8 @@ from celery import states
 from celery._state import get_current_task
 from celery.exceptions import ChordError
 from celery.utils.log import get_logger
-from kombu.exceptions import OperationalError
+from kombu import serialization
+from kombu.exceptions import EncodeError, OperationalError
 from kombu.utils.encoding import safe_repr
 
 from . import hooks, signals
@@ -176,12 +177,14 @@ def finish(
     try:
         gathered = join(app.backend, header, results, policy, settled=settled)
         body = with_errbacks_once(app, body)
-        # From 5.7 on Celery publishes a body again after a broker error.
-        publish = getattr(app.amqp, "_retry_publish", None)
-        if publish is None:
-            body.delay(gathered)
-        else:
-            publish(body.delay, gathered)
+        try:
+            _publish(app, body, gathered)
+        except EncodeError:
+            results, count = _without_unsendable(app, body, header, results)
+            errors += count
+            if not count:
+                raise
+            _publish(app, body, join(app.backend, header, results, policy, settled=settled))
     except Exception as exc:
         if is_tried_again and isinstance(exc, OperationalError):
             raise
@@ -199,6 +202,36 @@ def finish(
         )
     tell_end(app, group_id, signals.TOLERATED if errors else signals.SUCCEEDED, errors, started)
     return True
+
+
+def _publish(app: Celery, body: Any, gathered: Any) -> None:
+    # From 5.7 on Celery publishes a body again after a broker error.
+    publish = getattr(app.amqp, "_retry_publish", None)
+    if publish is None:
+        body.delay(gathered)
+    else:
+        publish(body.delay, gathered)
+
+
+def _without_unsendable(
+    app: Celery, body: Any, header: Header, results: Mapping[str, StoredResult]
+) -> tuple[Mapping[str, StoredResult], int]:
+    """Return the results, with those as failed that a message to the `body` cannot carry.
+
+    The result store may take what the serializer of tasks does not. The second value is how many.
+    """
+    serializer = body.options.get("serializer") or app.conf.task_serializer
+    unsendable: dict[str, StoredResult] = {}
+    for task_id in set(leaf_ids(header)):
+        result = results.get(task_id)
+        if result is None or result.failed:
+            continue
+        try:
+            serialization.dumps(result.value, serializer)  # type: ignore[no-untyped-call]
+        except EncodeError as exc:
+            error = EncodeError(f"the result of {task_id} cannot be sent as {serializer}: {exc}")
+            unsendable[task_id] = StoredResult(task_id, states.FAILURE, error)
+    return {**results, **unsendable}, len(unsendable)
 
 
 def fail_chord(

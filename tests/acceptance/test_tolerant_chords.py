@@ -377,6 +377,39 @@ class TestHowMuchIsTolerated:
         assert 1 == record.count("errback_new")
 
 
+@three_kinds
+class TestValuesThatCannotBeSent:
+    """Up to 5.6 a SQL result store takes what pickle takes, and the message to the body is JSON."""
+
+    def test_member_counts_as_failed(self, cluster):
+        t = cluster.tasks
+
+        canvas = chord([t.echo.s(1), t.unsendable.s(), t.echo.s(3)], t.collect.s())
+
+        first, second, third = cluster.run(canvas)
+
+        assert [1, 3] == [first, third]
+        assert second.startswith("EncodeError: ")
+
+    def test_strict_chord_fails_and_names_the_member(self, cluster):
+        t = cluster.tasks
+        result = strict(chord([t.echo.s(1), t.unsendable.s()], t.collect.s())).apply_async()
+
+        outcome = cluster.outcome(result)
+
+        assert "FAILURE" == outcome.state
+        assert f"Dependency {result.parent.results[1].id} raised EncodeError(" in str(outcome.value)
+
+    def test_nested_member_counts_as_failed(self, cluster):
+        t = cluster.tasks
+        nested = chain(t.echo.s(1), group(t.add.s(1), t.unsendable.si()))
+
+        ((first, second), third) = cluster.run(chord([nested, t.echo.s(3)], t.collect.s()))
+
+        assert [2, 3] == [first, third]
+        assert second.startswith("EncodeError: ")
+
+
 @pytest.mark.parametrize("backend_kind", ["postgresql", "mysql"])
 @pytest.mark.parametrize("is_counted", [True, False], ids=["counted", "polled"])
 def test_database_servers_hold_tolerant_chords(clusters, backend_kind, is_counted, record):

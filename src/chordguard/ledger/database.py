@@ -729,14 +729,27 @@ class DatabaseLedger(Ledger):
     def abandon(self, group_id: str, *, is_known: bool) -> None:
         self.close(group_id)
 
-    def forget_abandoned(self, before: float) -> int:
-        """Forget the chords without progress since `before` (Unix time); return how many."""
+    def live_members(self) -> Any:
+        """Return the statement that selects the ids of all members that live chords counted."""
+        return sa.select(self.tables.member.c.task_id)
+
+    def forget_abandoned(
+        self, before: float, is_kept: Callable[[Record], bool] = lambda _: False
+    ) -> int:
+        """Forget chords that nobody ends any more; return how many.
+
+        Arguments:
+            before: They had no progress since then (Unix time).
+            is_kept: Tells of such a chord that it stays all the same.
+        """
         _are_there.pop(self._key, None)  # it is done once a day: look at the tables again
         if not self.is_usable():
             return 0
 
-        abandoned = self._select(self.tables.find_abandoned, {"before": before})
-        for (group_id,) in abandoned:
+        old = self._select(self.tables.find_abandoned, {"before": before})
+        records = self.read_all([group_id for (group_id,) in old]).values()
+        abandoned = [record.group_id for record in records if not is_kept(record)]
+        for group_id in abandoned:
             self.close(group_id)
         # Whoever closed these died before the members were removed.
         for (group_id,) in self._select(self.tables.find_orphans, {}):

@@ -12,6 +12,7 @@ import logging
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from celery import states
@@ -20,6 +21,8 @@ from kombu.exceptions import EncodeError
 from ... import backends, completion, counting, starting, watchdog
 from ..._patch import Patch, celery_5_5
 from ...ledger import rights
+from ...ledger.model import unpack_body
+from ...policy import timeout_of
 from ...polling import Poll
 
 logger = logging.getLogger("chordguard")
@@ -35,6 +38,10 @@ patch = Patch(
     driver="sqlalchemy",
     needs_ledger=True,
 )
+
+
+#: Seconds without progress after which a chord that is never settled is forgotten.
+LONGEST_SECONDS = 30 * 86400
 
 
 @dataclass
@@ -147,14 +154,26 @@ def add_to_chord(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
 
 @patch.wraps("celery.backends.database", "DatabaseBackend.cleanup")
 def cleanup(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
-    wrapped(*args, **kwargs)
-    ledger = counting.ledger_of(backend)
-    if ledger is None or not backend.expires:
+    ledger = counting.ledger_of(backend) if backend.expires else None
+    if ledger is None:
+        wrapped(*args, **kwargs)
         return
+    backends.delete_expired(backend, ledger.live_members())
     try:
-        ledger.forget_abandoned(time.time() - 2 * backend.expires.total_seconds())
+        before = time.time() - 2 * backend.expires.total_seconds()
+        ledger.forget_abandoned(before, partial(_is_settled_later, backend.app))
     except Exception:  # noqa: BLE001 - it is logged
         counting.warn_once("Abandoned chords are not forgotten")
+
+
+def _is_settled_later(app: Any, record: Any) -> bool:
+    """Tell whether a chord without progress for long may live on, since its own timeout is long."""
+    try:
+        timeout = timeout_of(app, record.body and unpack_body(app, record.body))
+    except Exception:  # noqa: BLE001 - one that cannot be read has no say
+        return False
+    seconds = LONGEST_SECONDS if timeout is None else 2 * timeout
+    return time.time() - float(record.progressed) < seconds
 
 
 @patch.wraps("celery.backends.database", "DatabaseBackend._create_tables", since=celery_5_5)
