@@ -31,6 +31,7 @@ __all__ = (
     "announce",
     "bounded",
     "chunks",
+    "class_and_url",
     "create_tables",
     "database_module",
     "delete_expired",
@@ -127,6 +128,15 @@ def is_supported(backend: Any) -> bool:
     return is_redis(backend) or is_database(backend)
 
 
+def class_and_url(app: Celery) -> tuple[Any, Any]:
+    """Return the class of an app's result backend, which is not made, and its URL.
+
+    It raises what a driver that is missing, or a URL that cannot be read, raises.
+    """
+    found: tuple[Any, Any] = by_url(app.backend_cls or app.conf.result_backend, app.loader)
+    return found
+
+
 def is_supported_class(kind: type) -> bool:
     """Tell whether the backends of a class are supported; see `is_supported`."""
     return any(issubclass(kind, _class(*path)) for path in (_REDIS, _DATABASE))
@@ -168,7 +178,7 @@ def why_unsupported(app: Celery) -> str | None:
     It looks at the backend's class: from Celery 5.6 on one of a database connects when it is made.
     """
     try:
-        kind, _ = by_url(app.backend_cls or app.conf.result_backend, app.loader)
+        kind, _ = class_and_url(app)
     except Exception as exc:  # noqa: BLE001 - whatever a driver raises
         why = masking.why_unparsable(exc, "result_backend") or masking.masked(str(exc))
         return f"the result backend cannot be loaded: {why}"
@@ -188,7 +198,7 @@ def bounded(app: Celery, seconds: float) -> Any:
 
     What does not answer within some `seconds` is given up, and nothing is tried again.
     """
-    stock, url = by_url(app.backend_cls or app.conf.result_backend, app.loader)
+    stock, url = class_and_url(app)
     kind: Any = type(stock.__name__, (_Bounded, stock), {})
     if not issubclass(kind, _class(*_DATABASE)):
         backend = kind(app=app, url=url)
@@ -258,7 +268,7 @@ def errors(backend: Any) -> tuple[type[Exception], ...]:
 def address(app: Celery) -> str:
     """Return where the results of `app` are, without user name and password."""
     try:
-        _, url = by_url(app.backend_cls or app.conf.result_backend, app.loader)
+        _, url = class_and_url(app)
         return masking.address_of(url)
     except Exception:  # noqa: BLE001 - one that cannot be read is not shown
         return "of the app"

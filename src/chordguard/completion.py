@@ -589,11 +589,7 @@ def _chord_of(leaves: Iterable[Mapping[str, Any]]) -> Any:
 
 def _errbacks_of(body: Mapping[str, Any]) -> list[Any]:
     """Return the errbacks that are called when the chord with this `body` fails."""
-    return [
-        _as_linked(errback)
-        for signature in _with_inner(body)
-        for errback in _as_list((signature.get("options") or {}).get("link_error"))
-    ]
+    return [_as_linked(errback) for _, errbacks in _carriers(body) for errback in errbacks]
 
 
 def _each_once(errbacks: Iterable[Any], called: Sequence[Any]) -> list[Any]:
@@ -617,19 +613,6 @@ def _as_linked(errback: Any) -> Any:
     linked = errback.clone() if hasattr(errback, "clone") else dict(errback)
     linked["options"] = options
     return linked
-
-
-def _with_inner(signature: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield `signature` and what in it would have run first, whose errbacks it answers for."""
-    yield signature
-    kind = signature.get("subtask_type")
-    kwargs = signature.get("kwargs") or {}
-    if kind in ("group", "chain"):
-        tasks = list(kwargs.get("tasks") or ())
-        for task in tasks if kind == "group" else tasks[:1]:
-            yield from _with_inner(task)
-    elif kind == "chord" and kwargs.get("body"):
-        yield from _with_inner(kwargs["body"])
 
 
 def _caused_by(cause: BaseException, message: str) -> ChordError:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import _patch, backends, counting, hooks, masking, polling, settings
 from . import patches as _all_patches  # noqa: F401 - fills the registry
 from .errors import CannotTell, SettingError
+from .hooks import UNLOCK
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -39,7 +40,6 @@ SIMILAR = 0.8
 #: So many names are listed in one finding.
 NAMES_SHOWN = 5
 
-UNLOCK = "celery.chord_unlock"
 
 #: Seconds after which a server that is asked is given up.
 ASKED_SECONDS = 2.0

@@ -15,7 +15,6 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import celery
-from celery.app.backends import by_url
 
 from . import backends
 from ._patch import is_ours
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
 __all__ = (
+    "UNLOCK",
     "Hook",
     "counts_itself",
     "fails_itself",
@@ -37,6 +37,7 @@ __all__ = (
 #: Where the functions of Celery itself come from.
 _CELERY = Path(celery.__file__).parent
 
+#: The name of Celery's task that polls chords.
 UNLOCK = "celery.chord_unlock"
 
 #: Methods that count and end chords. What replaces one of them does that itself.
@@ -67,7 +68,7 @@ def found(app: Celery) -> list[Hook]:
     It looks at the backend's class: one of a database may connect when it is made.
     """
     try:
-        kind, _ = by_url(app.backend_cls or app.conf.result_backend, app.loader)
+        kind, _ = backends.class_and_url(app)
     except Exception:  # noqa: BLE001 - `backends.why_unsupported` tells it
         return []
     return list(_found(app, kind)) if backends.is_supported_class(kind) else []
@@ -119,7 +120,8 @@ def polls_itself(app: Celery) -> bool:
 
 def is_changed(backend: Any, name: str) -> bool:
     """Tell whether the method `name` of a backend, or a class of them, is not Celery's own."""
-    return not all(map(_is_celerys, _functions(backend, name)[:1]))
+    called = next(_functions(backend, name), None)
+    return called is not None and not _is_celerys(called)
 
 
 def is_replaced(backend: Any, name: str) -> bool:
@@ -135,11 +137,15 @@ def is_replaced(backend: Any, name: str) -> bool:
     return False
 
 
-def _functions(backend: Any, name: str) -> list[Any]:
-    """Return the functions that stand for a method, the one that is called first; without ours."""
+def _functions(backend: Any, name: str) -> Iterator[Any]:
+    """Yield the functions that stand for a method, the one that is called first; without ours."""
+    # Asked with each part: mostly the first one is enough.
     kind = backend if isinstance(backend, type) else type(backend)
-    owners = kind.__mro__ if kind is backend else (backend, *kind.__mro__)
-    return [_beneath(vars(owner)[name]) for owner in owners if name in vars(owner)]
+    if kind is not backend and name in backend.__dict__:
+        yield _beneath(backend.__dict__[name])
+    for owner in kind.__mro__:
+        if name in owner.__dict__:
+            yield _beneath(owner.__dict__[name])
 
 
 def _beneath(function: Any) -> Any:

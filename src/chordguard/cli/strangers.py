@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 from kombu.utils.encoding import bytes_to_str
 
 from .. import backends, counting
+from ..hooks import UNLOCK
 from .survey import Survey
 
 if TYPE_CHECKING:
     from celery import Celery
 
 __all__ = ("Stranger", "strangers_of")
-
-UNLOCK = "celery.chord_unlock"
 
 #: Seconds for which workers are waited for.
 ASKING_SECONDS = 1.0

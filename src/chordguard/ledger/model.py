@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     "CLAIM_SECONDS",
+    "LONGEST_SECONDS",
     "Claim",
     "Header",
     "Ledger",
@@ -47,6 +48,9 @@ Header = Sequence[Any]
 
 #: Seconds for which the one who ends a chord keeps others from doing so, unless it is renewed.
 CLAIM_SECONDS = 60.0
+
+#: Seconds without progress after which what is kept of a chord that is never settled goes.
+LONGEST_SECONDS = 30 * 86400
 
 #: How many characters of a token say which worker it is of, and which process of its pool.
 OWNER_LENGTH, PROCESS_LENGTH = 12, 8

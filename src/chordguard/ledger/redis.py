@@ -28,6 +28,7 @@ from ..backends import StoredResult
 from . import model, rights
 from .checked import Reader, header_in
 from .model import (
+    LONGEST_SECONDS,
     Claim,
     Header,
     Ledger,
@@ -50,9 +51,6 @@ DONE_SECONDS = 300
 
 #: Seconds for which the keys of a chord outlive the time after which it is settled.
 SPARE_SECONDS = 3600
-
-#: Seconds after which the keys of a chord that is never settled expire, unless it is looked at.
-LONGEST_SECONDS = 30 * 86400
 
 #: What Redis says of a key of another type.
 WRONG_TYPE = "WRONGTYPE"

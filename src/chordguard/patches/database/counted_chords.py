@@ -21,7 +21,7 @@ from kombu.exceptions import EncodeError
 from ... import backends, completion, counting, starting, watchdog
 from ..._patch import Patch, celery_5_5
 from ...ledger import rights
-from ...ledger.model import unpack_body
+from ...ledger.model import LONGEST_SECONDS, unpack_body
 from ...policy import timeout_of
 from ...polling import Poll
 
@@ -38,10 +38,6 @@ patch = Patch(
     driver="sqlalchemy",
     needs_ledger=True,
 )
-
-
-#: Seconds without progress after which a chord that is never settled is forgotten.
-LONGEST_SECONDS = 30 * 86400
 
 
 @dataclass
