@@ -236,7 +236,8 @@ CELERYS_KEYS = (
     ("rules", "named"),
     [
         (("-hset",), "HSET"),
-        (CELERYS_KEYS, "keys"),
+        # Servers have different words for the rest of it.
+        (CELERYS_KEYS, "permissions to access"),
         pytest.param(
             ("-eval", "-evalsha"),
             "evalsha",

@@ -67,8 +67,9 @@ PORTION = 1000
 #: What a warning begins with where Redis refuses what the ledger does.
 COUNTED_BY_CELERY = "Chords are counted by Celery alone, not in the ledger"
 
-#: What Redis says, in a script or to one, that it will say again.
-REFUSALS = ("MISCONF", "unknown command", "user executing the script")
+#: What Redis says, in a script or to one, that it will say again. From Redis 7.2 on, and on Valkey,
+#: a script without a right fails with other words than before.
+REFUSALS = ("MISCONF", "unknown command", "user executing the script", "ACL failure in script")
 
 #: What is read of a chord's record, beside its header and body; it has the last one for certain.
 _FIELDS = ("size", "created", "progressed", "claimed_until", "seen", "reopened", "lifetime")

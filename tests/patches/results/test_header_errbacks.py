@@ -150,6 +150,8 @@ def test_errback_of_a_header_task_is_its_own(with_fix, record, tmp_path):
     with_fix.app.conf.task_allow_error_cb_on_chord_header = False
 
     assert ["ValueError: boom"] * 2 == with_fix.run(tolerant(canvas))
+    # A member's errback is called when its part has been counted.
+    wait_until(lambda: calls(tmp_path / "own") == 2, what="errbacks of the members")
     assert [2, 0] == [calls(tmp_path / "own"), calls(tmp_path / "outer")]
     assert "FAILURE" == with_fix.outcome(canvas).state
     assert [4, 1] == settled_calls(with_fix, [tmp_path / "own", tmp_path / "outer"])
