@@ -80,6 +80,8 @@ def test_backend_that_counts_itself_is_left_alone(clusters, backend_of, record):
     t = cluster.tasks
     result = chord([t.echo.s(1), t.echo.s(2)], t.collect.s(record=record.path)).apply_async()
 
+    backend = cluster.app.backend
+    assert not backend.client.exists(backend.get_key_for_group(result.parent.id, ".chordguard"))
     assert ["counted by the app", 2] == cluster.run(result)
     wait_until(cluster.is_idle, what="idle worker")
     assert 1 == record.count("body")
