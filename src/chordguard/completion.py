@@ -136,7 +136,7 @@ def _unpacked(
     except ChordError:
         raise
     except Exception as exc:
-        text: str = safe_repr(exc)  # type: ignore[no-untyped-call]
+        text = cut(safe_repr(exc))  # type: ignore[no-untyped-call]
         raise _caused_by(exc, f"Join error: {text}") from exc
 
 

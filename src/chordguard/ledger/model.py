@@ -10,7 +10,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
-from celery.canvas import maybe_signature
 from kombu import serialization
 from kombu.utils.encoding import ensure_bytes
 
@@ -37,8 +36,6 @@ __all__ = (
     "pack",
     "pack_data",
     "process_mark",
-    "unpack",
-    "unpack_body",
     "unpack_data",
 )
 
@@ -352,13 +349,8 @@ def header_of(results: Sequence[Any]) -> list[Any]:
 
 
 def pack(header: Header) -> str:
-    """Return `header` as text."""
+    """Return `header` as text, which :func:`.checked.header_in` reads."""
     return json.dumps(header, separators=(",", ":"))
-
-
-def unpack(text: str | bytes | None) -> list[Any] | None:
-    """Return the header that `pack` made `text` of."""
-    return json.loads(text) if text else None
 
 
 def pack_data(app: Celery, data: Any) -> bytes:
@@ -387,8 +379,3 @@ def unpack_data(app: Celery, packed: bytes) -> Any:
 @cache
 def _accepted(content: tuple[str, ...]) -> Any:
     return serialization.prepare_accept_content(content)  # type: ignore[no-untyped-call]
-
-
-def unpack_body(app: Celery, packed: bytes) -> Any:
-    """Return the signature of a body; it raises what `unpack_data` raises."""
-    return maybe_signature(unpack_data(app, packed), app=app)

@@ -4,7 +4,8 @@ import time
 
 from celery.utils import uuid
 
-from chordguard.ledger.model import pack_data, unpack_body
+from chordguard.ledger.checked import body_of
+from chordguard.ledger.model import pack_data
 from tests import tasks
 from tests.unit.ledger.chords import LATER, at_once, count, in_sql, start
 
@@ -27,7 +28,7 @@ class TestOpening:
 
         group_id = start(ledger, ["a"], body=pack_data(app, body))
 
-        kept = unpack_body(app, ledger.read(group_id).body)
+        kept, _ = body_of(app, ledger.read(group_id).body)
         assert (body.task, body.kwargs, body.id) == (kept.task, kept.kwargs, kept.id)
 
     def test_opened_twice_goes_on(self, ledger, group_id):

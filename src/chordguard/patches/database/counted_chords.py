@@ -21,7 +21,8 @@ from kombu.exceptions import EncodeError
 from ... import backends, completion, counting, starting, watchdog
 from ..._patch import Patch, celery_5_5
 from ...ledger import rights
-from ...ledger.model import LONGEST_SECONDS, unpack_body
+from ...ledger.checked import body_of
+from ...ledger.model import LONGEST_SECONDS
 from ...policy import timeout_of
 from ...polling import Poll
 
@@ -165,7 +166,7 @@ def cleanup(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
 def _is_settled_later(app: Any, record: Any) -> bool:
     """Tell whether a chord without progress for long may live on, since its own timeout is long."""
     try:
-        timeout = timeout_of(app, record.body and unpack_body(app, record.body))
+        timeout = timeout_of(app, body_of(app, record.body)[0] if record.body else None)
     except Exception:  # noqa: BLE001 - one that cannot be read has no say
         return False
     seconds = LONGEST_SECONDS if timeout is None else 2 * timeout
