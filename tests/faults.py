@@ -6,6 +6,7 @@ dies before it is called, or after it has returned. It may also hang there, or l
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import os
 import random
@@ -48,7 +49,8 @@ def arrange(faults: dict[str, Any]) -> None:
 
     Its keys: ``backend`` (of STEPS); ``points``, a list of (step, when); ``share`` of the calls
     that are fatal; ``most``, how many processes die; ``folder``, where they count that; ``how``:
-    "kill" unless given, "hang", or "omit", which leaves out the end of the chord.
+    "kill" unless given, "hang", "omit", which leaves out the end of the chord, or what strikes
+    from outside instead of a death: "soft limit", or the name of a built-in exception.
     """
     dice = random.Random()
     if faults.get("how") == "omit":
@@ -106,7 +108,12 @@ def _die(faults: dict[str, Any], dice: random.Random) -> None:
             # As in code of C, which no exception ends.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
             time.sleep(600)
-        os.kill(os.getpid(), signal.SIGKILL)
+        if faults.get("how") == "soft limit":
+            os.kill(os.getpid(), signal.SIGUSR1)
+        elif exception := getattr(builtins, faults.get("how", ""), None):
+            raise exception("from outside")
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _is_next(faults: dict[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from celery import chord, group
+from celery import chord, current_task, group
 from celery.exceptions import Ignore, Reject, Retry
 
 if TYPE_CHECKING:
@@ -389,3 +389,35 @@ def replaced_step(self, *given, node):
     from tests.canvases.model import build
 
     return self.replace(build(node, named(self.app)))
+
+
+class Interrupting:
+    """A value that goes over its soft time limit when it is stored."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __json__(self) -> Any:
+        # As the timer of the prefork pool does.
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return self.value
+
+
+@task()
+def over_its_limit_when_stored(x):
+    return Interrupting(x)
+
+
+@task(bind=True)
+def over_its_limit_after(self, x, seconds, record=None):
+    """Return `x`; the soft time limit strikes so many seconds later, wherever this is then."""
+    mine = self.request.id
+
+    def strike(*_: Any) -> None:
+        if current_task and current_task.request.id == mine:
+            append(record, f"{time.time():.6f}")
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    signal.signal(signal.SIGALRM, strike)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
+    return x

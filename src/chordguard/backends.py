@@ -20,7 +20,7 @@ from celery.app.backends import by_url
 
 from . import masking
 from ._patch import REDIS, SQL
-from .errors import ResultUnreadable
+from .errors import OUTSIDE, ResultUnreadable
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -442,6 +442,8 @@ def _meta_of(backend: Any, task_id: str, payload: Any) -> dict[str, Any]:
         if isinstance(meta["status"], str) and "result" in meta:
             return dict(meta)
         reason = "it is no result"
+    except OUTSIDE:
+        raise
     except Exception as exc:  # noqa: BLE001 - whatever was stored
         reason = f"{type(exc).__name__}: {exc}"
     lost = unreadable(task_id, reason)
@@ -473,7 +475,7 @@ def _read_from_database(backend: Any, task_ids: Sequence[str]) -> Iterator[Store
     columns = (task.task_id, task.status, task.result)
     try:
         rows = select(backend, columns, task.task_id.in_(task_ids))
-    except errors(backend):
+    except (*errors(backend), *OUTSIDE):
         raise
     except Exception as exc:  # noqa: BLE001 - whatever was stored
         if len(task_ids) > 1:
@@ -486,6 +488,8 @@ def _read_from_database(backend: Any, task_ids: Sequence[str]) -> Iterator[Store
     for task_id, state, value in rows:
         try:
             result = StoredResult(task_id, state, decode(value))
+        except OUTSIDE:
+            raise
         except Exception as exc:  # noqa: BLE001 - whatever was stored
             yield from _without_value(backend, [task_id], exc)
         else:

@@ -22,7 +22,7 @@ from kombu.utils.encoding import safe_repr
 
 from . import hooks, signals
 from .backends import StoredResult, is_database, is_redis
-from .errors import ChordMemberLost
+from .errors import OUTSIDE, ChordMemberLost
 from .failures import LONGEST, cut, describe, listed, record_of, to_exception
 from .ledger.model import Header, header_of, leaf_ids
 from .policy import tolerates
@@ -133,7 +133,7 @@ def _unpacked(
 
     try:
         return [unpack(item) for item in header]
-    except ChordError:
+    except (ChordError, *OUTSIDE):
         raise
     except Exception as exc:
         text = cut(safe_repr(exc))  # type: ignore[no-untyped-call]
@@ -185,6 +185,8 @@ def finish(
             if not count:
                 raise
             _publish(app, body, join(app.backend, header, results, policy, settled=settled))
+    except OUTSIDE:
+        raise
     except Exception as exc:
         if is_tried_again and isinstance(exc, OperationalError):
             raise
@@ -518,6 +520,8 @@ def call_errbacks(
         if request.errbacks:
             try:
                 backend._call_task_errbacks(request, exc, None)
+            except OUTSIDE:
+                raise
             except Exception:
                 logger.exception("An errback of the chord's body %s raised", request.id)
 

@@ -22,6 +22,7 @@ from celery.exceptions import ChordError
 from kombu.exceptions import OperationalError
 
 from . import backends, claims, completion, hooks, settings, signals
+from .errors import OUTSIDE
 from .ledger import model, rights
 from .ledger.checked import ChordUnreadable
 from .ledger.model import Claim, Ledger, Part, RecordLost
@@ -74,6 +75,8 @@ def ledger_of(backend: Any, *, asked: bool = True, is_read: bool = False) -> Any
     """
     try:
         return ledger_on(backend, asked=asked, is_read=is_read)
+    except OUTSIDE:
+        raise
     except Exception:  # noqa: BLE001 - it is logged
         warn_once("Chords are polled for now: the ledger cannot be reached")
         return None
@@ -138,9 +141,10 @@ def warn_once_of(group_id: str, message: str, *args: Any) -> None:
 class StoredPart:
     """A part whose result is about to be stored, and can be counted in the same transaction."""
 
-    def __init__(self, ledger: DatabaseLedger, request: Any) -> None:
+    def __init__(self, ledger: DatabaseLedger, request: Any, token: str) -> None:
         self.ledger = ledger
         self.key = (request.group, request.id)
+        self.token = token
         self.is_counted = False
         self.claim: Claim | None = None
 
@@ -151,8 +155,9 @@ class StoredPart:
             False where the database refuses to count: then nothing was done.
         """
         group_id, task_id = self.key
+        store = (statement, values)
         try:
-            self.claim = self.ledger.store_and_count(group_id, Part(task_id), (statement, values))
+            self.claim = self.ledger.store_and_count(group_id, Part(task_id), store, self.token)
         except Exception as exc:
             if not self.ledger.refuse(exc):
                 raise
@@ -233,20 +238,22 @@ def count(
 ) -> None:
     """Count the part that a task returns; end the chord if it was the last one.
 
-    Nothing but `refusals` is raised: the task itself did well, and the watchdog finds its result.
+    Nothing but `refusals`, and what comes from outside, is raised: the task itself did well, and
+    the watchdog finds its result.
     """
-    try:
-        claim = ledger.count(request.group, part_of(ledger, request, state, result))
-    except refusals:
-        raise
-    except RecordLost:
-        _reopen(ledger, request)
-        return
-    except Exception:  # noqa: BLE001 - it is logged
-        warn_once("Chord %s may end late: a part could not be counted", request.group)
-        return
-    if claim is not None:
-        end_from_part(ledger, claim, request.chord)
+    with ledger.asking(request.group) as token:
+        try:
+            claim = ledger.count(request.group, part_of(ledger, request, state, result), token)
+        except (*refusals, *OUTSIDE):
+            raise
+        except RecordLost:
+            _reopen(ledger, request)
+            return
+        except Exception:  # noqa: BLE001 - it is logged
+            warn_once("Chord %s may end late: a part could not be counted", request.group)
+            return
+        if claim is not None:
+            end_from_part(ledger, claim, request.chord)
 
 
 def _reopen(ledger: Ledger, request: Any) -> None:
@@ -258,6 +265,8 @@ def _reopen(ledger: Ledger, request: Any) -> None:
         due = time.time() + settings.interval(app)
         if ledger.reopen(request.group, body, due, timeout):
             warn_once_of(request.group, "Chord %s: its record was lost, and is written anew")
+    except OUTSIDE:
+        raise
     except Exception:  # noqa: BLE001 - it is logged
         warn_once("Chord %s may never end: its record was lost", request.group)
 
@@ -266,6 +275,8 @@ def end_from_part(ledger: Ledger, claim: Claim, body: Mapping[str, Any]) -> None
     """End a chord where its last part was counted; what fails is left to the watchdog."""
     try:
         end(ledger, claim, body)
+    except OUTSIDE:
+        raise
     except Exception as exc:
         if not rights.is_told(exc):
             logger.exception("Chord %s ends late: it could not be ended", claim.group_id)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from celery.exceptions import ChordError, ImproperlyConfigured
+from celery.exceptions import ChordError, ImproperlyConfigured, SoftTimeLimitExceeded
 from kombu.exceptions import EncodeError
 
 __all__ = (
+    "OUTSIDE",
     "CannotTell",
     "ChordMemberError",
     "ChordMemberLost",
@@ -19,8 +20,12 @@ __all__ = (
     "ResultUnreadable",
     "SettingError",
     "UntestedCeleryWarning",
+    "is_from_outside",
     "without_passwords",
 )
+
+#: Raised wherever the code happens to be, whatever it does; those that are no `Exception` beside.
+OUTSIDE = (SoftTimeLimitExceeded, MemoryError)
 
 _PASSWORD_IN_URL = re.compile(r"(?<=://)[^\s'\"]*@")
 PASSWORD_IN_TEXT = re.compile(r"(?i)(passw\w*|pwd|secret|token)=([^\s&'\"]+)")
@@ -78,6 +83,14 @@ class ChordguardWarning(UserWarning):
 
 class UntestedCeleryWarning(ChordguardWarning):
     """The installed Celery version is none of those that chordguard was tested with."""
+
+
+def is_from_outside(exc: BaseException) -> bool:
+    """Tell whether an exception says nothing of the code that it interrupted.
+
+    It does not when a process or greenlet is told to end, or when a soft time limit strikes.
+    """
+    return isinstance(exc, OUTSIDE) or not isinstance(exc, Exception)
 
 
 def without_passwords(text: str) -> str:

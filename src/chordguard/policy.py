@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kombu.utils.imports import symbol_by_name
 
 from . import settings
-from .errors import SettingError
+from .errors import OUTSIDE, SettingError
 from .failures import to_exception
 
 if TYPE_CHECKING:
@@ -101,6 +101,8 @@ class Policy:
         try:
             function = symbol_by_name(self.error_format)  # type: ignore[no-untyped-call]
             return function(dict(record))
+        except OUTSIDE:
+            raise
         except Exception:
             # A mistake in the user's function costs the format, not the chord.
             logger.exception(

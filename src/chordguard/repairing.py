@@ -130,17 +130,18 @@ def repair(
 
 
 def _fire(ledger: Ledger, diagnosis: Diagnosis, settled: str | None = None) -> bool:
-    claim = ledger.claim(diagnosis.group_id)
-    if claim is None:
-        return False
-    return counting.end(
-        ledger,
-        claim,
-        diagnosis.body,
-        settled=settled,
-        takes_over=True,
-        is_body_damaged=diagnosis.body_damage is not None,
-    )
+    with ledger.asking(diagnosis.group_id) as token:
+        claim = ledger.claim(diagnosis.group_id, token)
+        if claim is None:
+            return False
+        return counting.end(
+            ledger,
+            claim,
+            diagnosis.body,
+            settled=settled,
+            takes_over=True,
+            is_body_damaged=diagnosis.body_damage is not None,
+        )
 
 
 def _fail_members(ledger: Ledger, diagnosis: Diagnosis) -> bool:
@@ -198,11 +199,12 @@ def _abort(ledger: Ledger, diagnosis: Diagnosis) -> bool:
 def _recount(ledger: Ledger, diagnosis: Diagnosis) -> bool:
     index_of = {id_: index for index, id_ in enumerate(leaf_ids(diagnosis.header or ()))}
     claim = None
-    for result in diagnosis.uncounted:
-        part = ledger.part_from(result, index_of[result.task_id])
-        claim = ledger.count(diagnosis.group_id, part) or claim
-    if claim is not None:
-        counting.end(ledger, claim, diagnosis.body)
+    with ledger.asking(diagnosis.group_id) as token:
+        for result in diagnosis.uncounted:
+            part = ledger.part_from(result, index_of[result.task_id])
+            claim = ledger.count(diagnosis.group_id, part, token) or claim
+        if claim is not None:
+            counting.end(ledger, claim, diagnosis.body)
     return True
 
 

@@ -10,6 +10,7 @@ from celery import chord
 from celery.exceptions import ChordError
 
 from chordguard import counting, tolerant
+from chordguard._patch import celery_5_7, celery_version
 from tests import faults, tasks
 from tests.app_factory import make_app
 from tests.harness import Stack, running_worker, state_and_value, wait_until
@@ -118,6 +119,60 @@ class TestLostMembers:
         one, lost = result.result
         assert 1 == one
         assert lost.startswith("ChordMemberLost")
+
+
+@pytest.mark.parametrize("backend_kind", BACKENDS)
+class TestInterruptions:
+    """An exception from outside comes while parts are counted and chords are ended."""
+
+    CHORDS = 20
+    #: Seconds that they take at most, even under load: less than a claim lasts.
+    SOON = 40
+
+    def run(self, stack, start_worker, backend_kind, how, points, tmp_path, record):
+        config = config_of(stack, chord_watchdog_interval=1, task_acks_late=False)
+        app = make_app(config, patched=True)
+        t = tasks.named(app)
+        kind = "redis" if backend_kind == "redis" else "database"
+        faulty = {"backend": kind, "points": points, "how": how, "share": 0.3}
+        # Of each but a soft limit the process dies.
+        faulty.update(most=1000 if how == "soft limit" else 1, folder=str(tmp_path))
+        start_worker(config, faults=faulty)
+        results = [
+            chord([t.echo.s(1), t.echo.s(i)], t.collect.s(record=record.path)).apply_async()
+            for i in range(self.CHORDS)
+        ]
+        if how == "MemoryError":
+            # Celery ends a worker of which a child has run out of memory.
+            wait_until((tmp_path / "died-0").exists, what="a death")
+            start_worker(config)
+        wait_for(results, self.SOON)
+        wait_until(lambda: all(is_forgotten(app, r.parent.id) for r in results), what="no claims")
+        assert [*tmp_path.glob("died-*")]
+        return results
+
+    def test_soft_time_limit(self, stack, start_worker, backend_kind, tmp_path, record):
+        # That of any task's result is no business of a chord's.
+        points = [point for point in faults.POINTS if point[0] != "store"]
+        results = self.run(
+            stack, start_worker, backend_kind, "soft limit", points, tmp_path, record
+        )
+
+        assert [[1, i] for i in range(self.CHORDS)] == [result.result for result in results]
+        assert self.CHORDS == record.count("body")
+
+    @pytest.mark.parametrize("how", ["MemoryError", "SystemExit", "KeyboardInterrupt"])
+    def test_other_exception(self, stack, start_worker, backend_kind, how, tmp_path, record):
+        points = [("count", "after"), ("collect", "before"), ("publish", "before")]
+        results = self.run(stack, start_worker, backend_kind, how, points, tmp_path, record)
+
+        # Before 5.7 Celery says of a task that has succeeded that it was lost with its process.
+        ended = [result.result for result in results]
+        lost = sum("WorkerLostError" in str(value) for value in ended)
+        assert lost <= (celery_version() < celery_5_7)
+        right = [[1, i] == value for i, value in enumerate(ended)]
+        assert self.CHORDS - lost == sum(right)
+        assert self.CHORDS - lost == record.count("body")
 
 
 @pytest.mark.parametrize("backend_kind", BACKENDS)

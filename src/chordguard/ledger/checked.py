@@ -17,6 +17,7 @@ from celery.canvas import Signature, maybe_signature
 from kombu.exceptions import ContentDisallowed
 from kombu.utils.encoding import bytes_to_str
 
+from ..errors import OUTSIDE
 from .model import Header, unpack_data
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ class Reader:
             return None
         try:
             header = json.loads(text)
+        except OUTSIDE:
+            raise
         except Exception as exc:  # noqa: BLE001 - data; a RecursionError for what is nested deep
             self.spoilt(f"its header cannot be read: {in_a_line(exc)}")
             return None
@@ -143,7 +146,7 @@ def body_of(app: Celery, packed: bytes) -> tuple[Any, str | None]:
         data = unpack_data(app, packed)
         reasons: list[str] = []
         data = _repaired(data, reasons, set(), 0)
-    except ContentDisallowed:
+    except (ContentDisallowed, *OUTSIDE):
         raise
     except Exception as exc:  # noqa: BLE001 - it is told
         return None, f"{BODY_UNREADABLE}: {in_a_line(exc)}"

@@ -39,6 +39,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from .. import backends, masking
 from ..backends import StoredResult
+from ..errors import OUTSIDE
 from . import connections, model, rights
 from .checked import MOST_AHEAD, ChordUnreadable, Reader, header_in, in_a_line
 from .model import (
@@ -474,8 +475,8 @@ class DatabaseLedger(Ledger):
     def part_from(self, result: StoredResult, index: int) -> Part:
         return Part(result.task_id)
 
-    def count(self, group_id: str, part: Part) -> Claim | None:
-        token = new_token()
+    def count(self, group_id: str, part: Part, token: str | None = None) -> Claim | None:
+        token = token or new_token()
         return self._retried(lambda: self.store_and_count(group_id, part, None, token))
 
     def store_and_count(
@@ -491,7 +492,7 @@ class DatabaseLedger(Ledger):
             group_id: The chord.
             part: The member.
             store: The statement that stores its result, and the statement's values.
-            token: That of the claim, where it may have been taken by an earlier attempt.
+            token: That of the claim, which may have been given to an earlier attempt.
 
         Returns:
             As `count`.
@@ -560,7 +561,7 @@ class DatabaseLedger(Ledger):
         """Yield the rows of chords; for one that the driver cannot decode a damaged record."""
         try:
             yield from self._select(self.tables.read_chords, {"chords": group_ids})
-        except SQLAlchemyError:
+        except (SQLAlchemyError, *OUTSIDE):
             raise
         except Exception as exc:  # noqa: BLE001 - it is told
             if len(group_ids) == 1:
@@ -675,6 +676,8 @@ class DatabaseLedger(Ledger):
         try:
             state, value = self.backend.decode(payload)
             return StoredResult(task_id, str(state), value)
+        except OUTSIDE:
+            raise
         except Exception as exc:  # noqa: BLE001 - whatever was stored
             return backends.unreadable(task_id, in_a_line(exc))
 
@@ -686,8 +689,8 @@ class DatabaseLedger(Ledger):
         """Return what parts brought along, by task id (see :class:`Part`)."""
         return dict(self._read(self.tables.read_payloads, group_id))
 
-    def claim(self, group_id: str) -> Claim | None:
-        token = new_token()
+    def claim(self, group_id: str, token: str | None = None) -> Claim | None:
+        token = token or new_token()
         now = time.time()
         values = {"chord": group_id, "token": token, "now": now, "until": now + model.CLAIM_SECONDS}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,6 +13,8 @@ from uuid import uuid4
 
 from kombu import serialization
 from kombu.utils.encoding import ensure_bytes
+
+from ..errors import is_from_outside
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -223,8 +226,13 @@ class Ledger(Protocol):
     def part_from(self, result: StoredResult, index: int) -> Part:
         """Return the part that somebody failed to return; `index` is its place in the header."""
 
-    def count(self, group_id: str, part: Part) -> Claim | None:
+    def count(self, group_id: str, part: Part, token: str | None = None) -> Claim | None:
         """Count a part, unless it was counted before.
+
+        Arguments:
+            group_id: The chord.
+            part: The member.
+            token: That of the claim, if it is given; a new one otherwise.
 
         Returns:
             The claim on the chord when the part was the last one and nobody else ends it.
@@ -268,8 +276,8 @@ class Ledger(Protocol):
     def collect(self, claim: Claim) -> tuple[Header, Mapping[str, StoredResult]]:
         """Return the members' ids, and the results of those that are ready."""
 
-    def claim(self, group_id: str) -> Claim | None:
-        """Claim a chord; None when it is not there or somebody else ends it."""
+    def claim(self, group_id: str, token: str | None = None) -> Claim | None:
+        """Claim a chord, with `token`; None when it is not there or somebody else ends it."""
 
     def renew(self, claim: Claim) -> bool:
         """Keep a claim for another :data:`CLAIM_SECONDS`; False when somebody else has it."""
@@ -283,6 +291,21 @@ class Ledger(Protocol):
         Arguments:
             is_gone: Tells by its token that a claim is such; called after the claims were read.
         """
+
+    @contextmanager
+    def asking(self, group_id: str) -> Iterator[str]:
+        """Yield a token for the claim on a chord that the block asks for, and ends if it gets it.
+
+        Whatever interrupts that from outside, the claim is given back.
+        """
+        token = new_token()
+        try:
+            yield token
+        except BaseException as exc:
+            if is_from_outside(exc):
+                with suppress(Exception):
+                    self.release(Claim(group_id, token, None))
+            raise
 
     def release_all(self) -> int:
         """End the claims of this worker and its children; return how many."""

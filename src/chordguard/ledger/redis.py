@@ -158,8 +158,8 @@ class RedisLedger(Ledger):
         part = [1, result.task_id, result.state, value]
         return Part(result.task_id, self.backend.encode(part), str(index), is_recounted=True)
 
-    def count(self, group_id: str, part: Part) -> Claim | None:
-        token = new_token()
+    def count(self, group_id: str, part: Part, token: str | None = None) -> Claim | None:
+        token = token or new_token()
         answer = self._run(
             "count",
             group_id,
@@ -308,8 +308,8 @@ class RedisLedger(Ledger):
         results.update((id_, result) for id_, result in found.items() if result.is_ready)
         return header, results
 
-    def claim(self, group_id: str) -> Claim | None:
-        token = new_token()
+    def claim(self, group_id: str, token: str | None = None) -> Claim | None:
+        token = token or new_token()
         now, seconds = time.time(), _whole(model.CLAIM_SECONDS)
         answer = self._run("claim", group_id, token, now, seconds)
         if answer is None:

@@ -23,6 +23,7 @@ ORDER = (
     "canvas.delayed_headers",
     "canvas.eager_chords",
     "worker.unpicklable_failures",
+    "worker.uninterrupted_parts",
     "worker.ignored_members",
     "worker.unregistered_members",
     "worker.unreadable_members",

@@ -4,11 +4,70 @@ import os
 import time
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils import uuid
 
 from chordguard.ledger import model
 from chordguard.ledger.model import CLAIM_SECONDS, new_owner
-from tests.unit.ledger.chords import LATER, THREADS, at_once, count, expire_claim, is_due, start
+from tests.unit.ledger.chords import (
+    LATER,
+    THREADS,
+    at_once,
+    count,
+    expire_claim,
+    is_due,
+    part_of,
+    start,
+)
+
+
+class TestAsking:
+    @pytest.mark.parametrize(
+        "exception", [SoftTimeLimitExceeded, MemoryError, SystemExit, GeneratorExit]
+    )
+    def test_claim_is_given_back_when_somebody_interrupts(self, ledger, exception):
+        group_id = start(ledger, ["a"])
+
+        def interrupted():
+            with ledger.asking(group_id) as token:
+                assert ledger.claim(group_id, token)
+                raise exception
+
+        with pytest.raises(exception):
+            interrupted()
+        assert ledger.claim(group_id)
+
+    def test_part_that_was_the_last_one_gives_it_back_too(self, ledger):
+        group_id = start(ledger, ["a"])
+
+        def interrupted():
+            with ledger.asking(group_id) as token:
+                assert ledger.count(group_id, part_of(ledger, "a"), token)
+                raise SystemExit
+
+        with pytest.raises(SystemExit):
+            interrupted()
+        assert ledger.claim(group_id)
+
+    def test_claim_of_somebody_else_is_kept(self, ledger):
+        group_id = start(ledger, ["a"])
+        assert ledger.claim(group_id)
+
+        def interrupted():
+            with ledger.asking(group_id) as token:
+                assert ledger.claim(group_id, token) is None
+                raise SystemExit
+
+        with pytest.raises(SystemExit):
+            interrupted()
+        assert ledger.claim(group_id) is None
+
+    def test_claim_is_kept_when_the_block_is_over(self, ledger):
+        group_id = start(ledger, ["a"])
+        with ledger.asking(group_id) as token:
+            claim = ledger.claim(group_id, token)
+        assert claim.token == token
+        assert ledger.claim(group_id) is None
 
 
 class TestClaiming:

@@ -20,6 +20,7 @@ from kombu.exceptions import EncodeError
 
 from ... import backends, completion, counting, starting, watchdog
 from ..._patch import Patch, celery_5_5
+from ...errors import OUTSIDE
 from ...ledger import rights
 from ...ledger.checked import body_of
 from ...ledger.model import LONGEST_SECONDS
@@ -101,23 +102,29 @@ def store_result(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
     ledger = counting.ledger_of(backend) if is_part else None
     if ledger is None:
         return wrapped(*args, **kwargs)
-    part = counting.StoredPart(ledger, request)
-    token = counting.being_stored.set(part)
+    with ledger.asking(request.group) as token:
+        part = counting.StoredPart(ledger, request, token)
+        stored = _store_and_count(part, wrapped, args, kwargs)
+        if part.claim is not None:
+            counting.end_from_part(ledger, part.claim, request.chord)
+        return stored
+
+
+def _store_and_count(part: counting.StoredPart, wrapped: Any, args: Any, kwargs: Any) -> Any:
+    reset = counting.being_stored.set(part)
     try:
         stored = wrapped(*args, **kwargs)
-    except EncodeError:
+    except (EncodeError, *OUTSIDE):
         raise
     except Exception:  # noqa: BLE001 - it is logged
         # A result is worth more than its count.
-        counting.warn_once("Part %s is stored before it is counted", task_id)
+        counting.warn_once("Part %s is stored before it is counted", part.key[1])
         counting.being_stored.set(None)
         return wrapped(*args, **kwargs)
     finally:
-        counting.being_stored.reset(token)
+        counting.being_stored.reset(reset)
     if part.is_counted:
         counting.counted.set(part.key)
-    if part.claim is not None:
-        counting.end_from_part(ledger, part.claim, request.chord)
     return stored
 
 
