@@ -236,8 +236,9 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def typing(session: nox.Session) -> None:
-    """Check the types of the package."""
-    session.install("-e", ".[demo,metrics]", *versions("typing", celery_group(CELERIES[-1])))
+    """Check the types of the package, of a typed user of it, and of the tests."""
+    groups = versions("typing", "test", celery_group(CELERIES[-1]))
+    session.install("-e", ".[demo,metrics]", *groups)
     session.run("mypy", *session.posargs)
 
 
