@@ -229,16 +229,16 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and formatting; ``-- --fix`` mends what can be mended."""
+    """Run the checks of .pre-commit-config.yaml on all files; ruff mends what it can."""
     session.install(*versions("lint"))
-    session.run("ruff", "check", *session.posargs, ".")
-    session.run("ruff", "format", *([] if "--fix" in session.posargs else ["--check"]), ".")
+    session.run("pre-commit", "run", "--all-files", "--show-diff-on-failure", *session.posargs)
 
 
 @nox.session
 def typing(session: nox.Session) -> None:
-    """Check the types of the package."""
-    session.install("-e", ".[demo,metrics]", *versions("typing", celery_group(CELERIES[-1])))
+    """Check the types of the package, of a typed user of it, and of the tests."""
+    groups = versions("typing", "test", celery_group(CELERIES[-1]))
+    session.install("-e", ".[demo,metrics]", *groups)
     session.run("mypy", *session.posargs)
 
 
@@ -251,7 +251,18 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build the sdist and the wheel into dist/ and check their metadata."""
+    """Build the sdist and the wheel into dist/ and check their metadata.
+
+    ``-- v1.2.3`` also requires that this is the version, and has a section in the changelog.
+    """
     session.install(*versions("build"))
-    session.run("python", "-m", "build", "--outdir", "dist")
-    session.run("twine", "check", "--strict", *map(str, (ROOT / "dist").glob("chordguard-*")))
+    dist = ROOT / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(dist))
+    session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
+    for tag in session.posargs:
+        version = tag.removeprefix("v")
+        if not (dist / f"chordguard-{version}.tar.gz").exists():
+            session.error(f"{tag}: `__version__` in src/chordguard/__init__.py is another one")
+        if f"\n## [{version}] - " not in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"):
+            session.error(f"{tag}: CHANGELOG.md has no section `## [{version}] - date`")

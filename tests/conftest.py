@@ -15,7 +15,7 @@ from tests import harness
 from tests.servers import ServerAbsent, Servers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 #: Bytes of a worker's log that the report of a failed test shows.
 LOG_SHOWN = 8000
@@ -193,7 +193,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, Any, None]:
     report = (yield).get_result()
     if not report.failed:
         return

@@ -81,7 +81,7 @@ class Stack:
         self.name = f"cg-{uuid.uuid4().hex[:12]}"
         self._found = found
         broker_server = found.get(broker)
-        database = found.get(backend) if backend in ("postgresql", "mysql") else None
+        database: Any = found.get(backend) if backend in ("postgresql", "mysql") else None
         self.broker_url = broker_server.url
         self.folder = Path(tempfile.mkdtemp(prefix="chordguard-test-"))
         if database is not None:
@@ -131,7 +131,7 @@ class Stack:
         if self.broker != "redis":
             delete_queues(self.broker_url, self.name)
         if self.backend in ("postgresql", "mysql"):
-            database = self._found.get(self.backend)
+            database: Any = self._found.get(self.backend)
             database.kind.drop_database(database, self.database_url)
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -82,7 +82,7 @@ class Spawned:
     def check(self) -> None:
         """Raise if the process has ended already."""
         if (code := self.process.poll()) is not None:
-            raise ServerAbsent(f"{self.process.args[0]} ended with {code}: {tail(self.log)}")
+            raise ServerAbsent(f"{self._args[0]} ended with {code}: {tail(self.log)}")
 
     def stop(self) -> None:
         """End the process, and what it started, for good."""

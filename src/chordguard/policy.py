@@ -136,7 +136,7 @@ def tolerant(
     *,
     max_errors: int | float | None = _UNSET,
     error_format: str = _UNSET,
-    timeout: float | None = _UNSET,
+    timeout: float | timedelta | None = _UNSET,
 ) -> S:
     """Return a copy of a chord, or of a chord's body, that tolerates failed header tasks.
 
@@ -147,7 +147,7 @@ def tolerant(
         max_errors: As ``chord_max_errors``: a count, a share, or None for all.
         error_format: ``"string"``, ``"dict"`` or ``"exception"``. A function's dotted path
             is taken only from the configuration, since a message may not name code.
-        timeout: As ``chord_timeout``, in seconds; None: never.
+        timeout: As ``chord_timeout``: seconds, or a timedelta; None: never.
 
     Raises:
         SettingError: When a value makes no sense.
@@ -164,14 +164,14 @@ def tolerant(
     )
 
 
-def strict(chord_or_body: S, *, timeout: float | None = _UNSET) -> S:
+def strict(chord_or_body: S, *, timeout: float | timedelta | None = _UNSET) -> S:
     """Return a copy of a chord, or of a chord's body, that fails when a header task fails.
 
     It is stronger than ``chord_propagate_errors = False``, for this chord alone.
 
     Arguments:
         chord_or_body: A chord with a body, or the signature that becomes the body.
-        timeout: As ``chord_timeout``, in seconds; None: never.
+        timeout: As ``chord_timeout``: seconds, or a timedelta; None: never.
 
     Raises:
         SettingError: When a value makes no sense.

@@ -209,7 +209,7 @@ class TestClaimsOfTheDead:
 
             return result, worker, wait_for_end
 
-        run.config = config
+        run.config = config  # type: ignore[attr-defined]
         return run
 
     @pytest.mark.parametrize("step", ["collect", "publish"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from celery import chain, chord, group
 
@@ -118,7 +120,11 @@ def test_own_way_to_fail_a_chord_is_honoured(clusters, servers):
     ],
 )
 def test_report_and_doctor_name_it(backend_of, backend, name, instead):
-    config = {"name": "hooked", "tasks": "tests.tasks", "settings": {**backend_of(backend)}}
+    config: dict[str, Any] = {
+        "name": "hooked",
+        "tasks": "tests.tasks",
+        "settings": {**backend_of(backend)},
+    }
     config["settings"]["broker_url"] = "memory://"
     app = make_app(config, patched=True)
     try:

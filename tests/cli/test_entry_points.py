@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -22,7 +23,7 @@ from tests.harness import ROOT
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    tomllib = None
+    tomllib: Any = None
 
 GROUP = "celery.commands"
 
@@ -102,7 +103,7 @@ def test_every_command_is_there_and_says_what_it_does():
 NUMBERS = [
     (name, option.opts[0])
     for name in COMMANDS
-    for option in chords.get_command(None, name).params
+    for option in chords.get_command(click.Context(chords), name).params
     if isinstance(option.type, (Range, click.types.FloatParamType, click.types.IntParamType))
 ]
 

@@ -81,7 +81,7 @@ def generator(ok: str) -> Callable[[str], str | tuple[str, ...]]:
     return lambda backend: (HANGS,) if lost and backend != REDIS else (ok,)
 
 
-def nested_in_chain(*outcomes: str) -> Callable[[str], str | tuple[str, ...]]:
+def nested_in_chain(*outcomes: str) -> Callable[[str], tuple[str, ...]]:
     """B3: before 5.7 Redis loses count of a chain that ends in a group."""
     lost = celery_version() < celery_5_7
     return lambda backend: (HANGS, WRONG, FAILS, RIGHT) if lost and backend == REDIS else outcomes

@@ -71,14 +71,14 @@ def run_strict(
     finally:
         cluster.app.conf.task_allow_error_cb_on_chord_header = False
     ended = [
-        (scenario, record, cluster.outcome(result, deadline=ENDS_WITHIN, quiet=quiet))
-        for scenario, result, record in published
+        (scenario, path, cluster.outcome(result, deadline=ENDS_WITHIN, quiet=quiet))
+        for scenario, result, path in published
     ]
     # A call too many may come last.
     wait_until(cluster.is_idle, timeout=ENDS_WITHIN, what="idle worker")
     judged = {}
-    for scenario, record, outcome in ended:
-        calls = len(record.read_text().splitlines()) if record.exists() else 0
+    for scenario, path, outcome in ended:
+        calls = len(path.read_text().splitlines()) if path.exists() else 0
         judged[str(scenario)] = (judge_strictly(scenario, outcome, calls), outcome)
     return judged
 

@@ -9,7 +9,7 @@ from celery.canvas import maybe_signature
 if VERSION[:2] < (5, 3):
     from tests.old_redis import PrefixedRedisBackend as RedisBackend
 else:
-    from celery.backends.redis import RedisBackend
+    from celery.backends.redis import RedisBackend  # type: ignore[no-redef]
 
 
 class Unpacking(RedisBackend):

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def cluster(clusters, monkeypatch):
 @pytest.fixture
 def example(cluster, monkeypatch):
     """Return a function that imports an example, in a project whose app is the cluster's."""
-    proj = ModuleType("proj")
+    proj: Any = ModuleType("proj")
     proj.celery = ModuleType("proj.celery")
     proj.celery.app = cluster.app
     monkeypatch.setitem(sys.modules, "proj", proj)
@@ -36,6 +37,7 @@ def example(cluster, monkeypatch):
 
     def load(name):
         spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+        assert spec is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module

@@ -107,6 +107,7 @@ def test_serves_them_until_it_is_stopped(cluster, tmp_path, number):
         found = wait_until(
             lambda: re.search(r"http://127.0.0.1:(\d+)/metrics", log.read_text()), DEADLINE, "it"
         )
+        assert found
         with urllib.request.urlopen(found[0], timeout=DEADLINE) as answer:
             text = answer.read().decode()
         taken = call(cluster.app, "metrics", "--listen", f"127.0.0.1:{found[1]}")

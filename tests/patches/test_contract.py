@@ -412,7 +412,7 @@ class TestTargets:
             app = None
 
         module = sys.modules[__name__]
-        module.Derived = Derived
+        setattr(module, "Derived", Derived)  # noqa: B010
         patch = declare("of_a_subclass")
         patch.wraps(__name__, "Derived.method")(lambda wrapped, *_: f"wrapped {wrapped()}")
         app = make_app()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import celery
 import pytest
 from celery import Celery
 
 from chordguard import _patch, doctor, errors, install_patches
+from chordguard.hooks import UNLOCK
 from tests.unit.plain_backend import URL as PLAIN
 
 SECRET = "hunter2"
@@ -23,7 +25,7 @@ POLLED = {"chord_ledger": False}
 NOT_KEPT = {**POLLED, "chord_fix_ignored_results": False}
 
 
-def make_app(backend: str = REDIS, patched: bool = True, **settings: object) -> Celery:
+def make_app(backend: str = REDIS, patched: bool = True, **settings: Any) -> Celery:
     app = Celery("examined", broker="memory://", backend=backend, set_as_current=False)
     app.conf.update(settings)
     if patched:
@@ -54,9 +56,9 @@ def only_finding(app: Celery) -> doctor.Finding:
     return findings[0]
 
 
-def warning(app: Celery) -> str | None:
+def warning(app: Celery) -> Any:
     app.finalize()
-    return doctor.short_polling(app, app.tasks[doctor.UNLOCK])
+    return doctor.short_polling(app, app.tasks[UNLOCK])
 
 
 # Nothing to find
@@ -164,8 +166,8 @@ def test_unknown_setting_in_a_namespace():
 @pytest.mark.parametrize(
     ("annotations", "key"),
     [
-        ({doctor.UNLOCK: {"max_retries": 3}}, doctor.UNLOCK),
-        ([{"other": {}}, {doctor.UNLOCK: {"max_retries": 3}}], doctor.UNLOCK),
+        ({UNLOCK: {"max_retries": 3}}, UNLOCK),
+        ([{"other": {}}, {UNLOCK: {"max_retries": 3}}], UNLOCK),
         ({"*": {"max_retries": 3}}, "*"),
     ],
 )
@@ -189,7 +191,7 @@ def test_setting_that_bounds_the_polls(sqlite):
 
 
 def test_lower_bound_is_told(sqlite):
-    annotations = {doctor.UNLOCK: {"max_retries": 3}}
+    annotations = {UNLOCK: {"max_retries": 3}}
     app = make_app(sqlite, chord_unlock_max_retries=10, task_annotations=annotations, **POLLED)
 
     assert warning(app).startswith("task_annotations")
@@ -223,16 +225,16 @@ def test_bound_on_the_looks_at_a_counted_chord(sqlite, settings, seconds):
 
     bound = settings["chord_unlock_max_retries"]
     assert text.startswith(f"chord_unlock_max_retries = {bound}: a chord is looked at for about ")
-    assert f"about {seconds} s only, since each look is a retry of {doctor.UNLOCK}" in text
+    assert f"about {seconds} s only, since each look is a retry of {UNLOCK}" in text
     assert text.endswith("is settled without the members that are still running")
 
 
 def test_annotation_that_bounds_the_looks_at_a_counted_chord(sqlite):
-    app = make_app(sqlite, task_annotations={doctor.UNLOCK: {"max_retries": 0}})
+    app = make_app(sqlite, task_annotations={UNLOCK: {"max_retries": 0}})
 
     text = warning(app)
 
-    assert text.startswith(f"task_annotations[{doctor.UNLOCK!r}]['max_retries'] = 0: ")
+    assert text.startswith(f"task_annotations[{UNLOCK!r}]['max_retries'] = 0: ")
     assert text.partition(": ")[0] in subjects(app)
 
 
@@ -243,7 +245,7 @@ def test_annotation_that_bounds_the_looks_at_a_counted_chord(sqlite):
         {"chord_unlock_max_retries": 3, "chord_unlock_first_delay": 8},
         {"chord_unlock_max_retries": 0, "chord_unlock_first_delay": timedelta(minutes=1)},
         {"chord_unlock_max_retries": 3, "chord_unlock_retry_delay": 10},
-        {"task_annotations": {doctor.UNLOCK: {"max_retries": 3}}},
+        {"task_annotations": {UNLOCK: {"max_retries": 3}}},
         # Its delays are those of a counted chord without the fix that bounds polls, too.
         {"chord_unlock_max_retries": 3, "chord_fix_bounded_unlock": False},
     ],
@@ -292,7 +294,7 @@ def test_our_bound_counts_for_counted_chords_with_that_fix_switched_off(sqlite):
     [({}, "remove it: a chord that is counted"), (POLLED, "use chord_unlock_retry_backoff, ")],
 )
 def test_backoff_in_an_annotation_is_useless(sqlite, settings, remedy):
-    annotations = {doctor.UNLOCK: {"retry_backoff": True, "retry_backoff_max": 60}}
+    annotations = {UNLOCK: {"retry_backoff": True, "retry_backoff_max": 60}}
 
     finding = only_finding(make_app(sqlite, task_annotations=annotations, **settings))
 
@@ -309,7 +311,7 @@ def test_results_that_expire_soon(sqlite, expires):
 
 
 def test_results_that_expire_before_the_chord_times_out(sqlite):
-    settings = {"result_expires": 7200, "chord_timeout": timedelta(hours=3)}
+    settings: dict[str, Any] = {"result_expires": 7200, "chord_timeout": timedelta(hours=3)}
 
     finding = only_finding(make_app(sqlite, **settings))
 
@@ -341,7 +343,11 @@ def test_keys_that_never_expire(sqlite, expires, not_counted):
 
 @pytest.mark.skipif(_patch.celery_version() < _patch.celery_5_7, reason="a setting of Celery 5.7")
 def test_chord_keys_may_live_longer_than_results():
-    settings = {"result_expires": 600, "result_chord_expires": 86400, "chord_ledger": False}
+    settings: dict[str, Any] = {
+        "result_expires": 600,
+        "result_chord_expires": 86400,
+        "chord_ledger": False,
+    }
 
     assert [] == doctor.examine(make_app(**settings))
 
@@ -417,7 +423,7 @@ def test_eager_mode():
 
 
 #: Settings that show a defect of Celery where nothing closes it.
-SHOWING = {
+SHOWING: dict[str, Any] = {
     "result_chord_join_timeout": 1,
     "result_expires": 7200,
     "task_allow_error_cb_on_chord_header": True,
@@ -478,7 +484,7 @@ def test_ignored_results_are_named_as_a_defect(sqlite, patched, settings):
 
 
 def test_bound_on_polls_of_celery_alone_is_a_defect_where_the_chord_stays_pending(sqlite):
-    annotations = {doctor.UNLOCK: {"max_retries": 3}}
+    annotations = {UNLOCK: {"max_retries": 3}}
     app = make_app(sqlite, patched=False, task_annotations=annotations)
 
     (finding,) = (f for f in doctor.examine(app) if "max_retries" in f.subject)
@@ -490,7 +496,7 @@ def test_bound_on_polls_of_celery_alone_is_a_defect_where_the_chord_stays_pendin
 
 @pytest.mark.parametrize(("backend", "is_polled"), [(PLAIN, True), ("cache+memory://", False)])
 def test_bound_on_polls_concerns_polled_backends(backend, is_polled):
-    app = make_app(backend, task_annotations={doctor.UNLOCK: {"max_retries": 3}})
+    app = make_app(backend, task_annotations={UNLOCK: {"max_retries": 3}})
 
     assert is_polled == any("max_retries" in subject for subject in subjects(app))
 

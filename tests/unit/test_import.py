@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 
 import chordguard
+from chordguard import metrics, signals
+from tests.harness import ROOT
 
 #: Milliseconds that it may add to an `import celery`.
 MOST = 20.0
@@ -58,3 +61,11 @@ def test_every_public_name_is_there():
 def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no_such_name"):
         chordguard.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize("module", [chordguard, metrics, signals], ids=lambda m: m.__name__)
+def test_every_public_name_is_used_where_the_types_are_checked(module):
+    used = (ROOT / "tests" / "typing" / "api.py").read_text(encoding="utf-8")
+
+    # The import alone is no use.
+    assert set() == {name for name in module.__all__ if len(re.findall(rf"\b{name}\b", used)) < 2}

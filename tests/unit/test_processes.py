@@ -78,7 +78,7 @@ class Claims:
     """The claims of a ledger, and how often it was asked for them."""
 
     def __init__(self, *tokens):
-        self.tokens = tokens
+        self.tokens = list(tokens)
         self.asked = 0
 
     def expire(self, is_gone):

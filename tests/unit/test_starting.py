@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from celery import chord
 from celery.signals import before_task_publish
@@ -31,7 +33,7 @@ def producer(servers, require):
 
 def story(app, count):
     """Return what happens as a chord starts: a number as a task is taken, `sent` as one is sent."""
-    happened = []
+    happened: list[Any] = []
 
     def note(sender, **_):
         if sender == "tests.echo":

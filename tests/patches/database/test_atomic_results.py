@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -203,7 +204,7 @@ class TestStates:
 
 
 #: What is stored of one task, one after the other: (state, result, other arguments, request).
-HISTORIES = {
+HISTORIES: dict[str, list[tuple[str, Any, dict[str, Any], dict[str, Any]]]] = {
     "success": [("SUCCESS", {"a": [1, None, "ž"]}, {}, {})],
     "failure": [("FAILURE", ValueError("boom"), {"traceback": "Traceback ž"}, {"retries": 3})],
     "started": [("STARTED", {"pid": 1}, {}, {})],
