@@ -63,6 +63,10 @@ def assert_nothing_is_left(folder: Path) -> None:
     assert [] == list(folder.iterdir())
 
 
+@pytest.mark.skipif(
+    sys.version_info >= (3, 12) and celery.VERSION < (5, 3),
+    reason="Celery 5.2 looks for backends in a way that Python 3.12 has removed",
+)
 def test_every_chord_ends_right_with_the_patches(folder):
     # An address of the user's own must not lead the demo anywhere else.
     demo = start(folder, CELERY_BROKER_URL="redis://192.0.2.1:1/0")

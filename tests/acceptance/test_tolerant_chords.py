@@ -142,6 +142,8 @@ class TestHeaders:
         member = t.fail.s().on_error(t.errback_new.s(record=record.path))
 
         assert [1, BOOM] == cluster.run(chord([t.echo.s(1), member], t.collect.s()))
+        # The body may overtake the errback.
+        wait_until(lambda: record.count("errback_new"), what="a call of the errback")
         assert 1 == record.count("errback_new")
 
 
