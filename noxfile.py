@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nox
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -20,6 +24,7 @@ PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 DATA = ROOT / ".nox" / "coverage-data"
 WHEELS = ROOT / ".nox" / "wheels"
 CELLS = ROOT / ".nox" / "conformance"
+REPORTS = ROOT / ".nox" / "reports"
 
 #: Those of Celery's own tests that go through what is patched.
 CELERY_TESTS = [
@@ -38,6 +43,20 @@ CELERIES = sorted(
 )
 #: The whole suite runs on these; on the versions between them only the conformance tests.
 ENDS = (CELERIES[0], CELERIES[-1])
+
+#: What `tests` leaves to the nightly run: facts about Celery alone, and tests that take long.
+QUICK = ["-m", "not stock and not nightly"]
+#: The sessions of the nightly run, in their order.
+NIGHTLY = [
+    "suite",
+    "conformance",
+    "canvases",
+    "fleets",
+    "compat",
+    "chaos",
+    "examples",
+    "integration",
+]
 
 
 def versions(*groups: str) -> list[str]:
@@ -77,13 +96,32 @@ def names_tests(posargs: list[str]) -> bool:
 
 
 @nox.session
-@nox.parametrize("celery", CELERIES)
+@nox.parametrize("celery", ENDS)
 def tests(session: nox.Session, celery: str) -> None:
-    """Run everything on the oldest and newest Celery, the conformance tests on the others."""
+    """Run what is run before each commit, on the oldest and the newest Celery."""
     install_wheel(session, "test", celery_group(celery))
-    # MariaDB has its column in the table: the session `conformance` runs it on every Celery.
-    between = ["tests/conformance", "-k", "not mysql"]
-    run_pytest(session, celery, [] if celery in ENDS else between)
+    run_pytest(session, f"tests-{celery}", QUICK)
+
+
+@nox.session
+def nightly(session: nox.Session) -> None:
+    """Run all the rest: every Celery, Celery alone, coverage, chaos, and what else takes long."""
+    for name in NIGHTLY:
+        session.notify(name)
+
+
+@nox.session
+@nox.parametrize("celery", ENDS)
+def suite(session: nox.Session, celery: str) -> None:
+    """Run all tests on the oldest and the newest Celery, and add up what they cover."""
+    install_wheel(session, "test", celery_group(celery))
+    # One folder for each version: running one again replaces only its own share.
+    data = DATA / celery / ".coverage"
+    shutil.rmtree(data.parent, ignore_errors=True)
+    data.parent.mkdir(parents=True)
+    # Absolute, since the workers of the tests write their share from elsewhere.
+    session.env["COVERAGE_FILE"] = str(data)
+    run_pytest(session, f"suite-{celery}", (), ["coverage", "run"])
     if not session.posargs:
         session.notify("coverage")
 
@@ -91,12 +129,18 @@ def tests(session: nox.Session, celery: str) -> None:
 @nox.session
 @nox.parametrize("celery", CELERIES)
 def conformance(session: nox.Session, celery: str) -> None:
-    """Run the catalogue of defects on every Celery and print it as one table."""
+    """Run the catalogue of defects on every Celery and print it as one table.
+
+    ``-- --record`` writes down what Celery does alone, which is proved otherwise.
+    """
     install_wheel(session, "test", celery_group(celery))
+    if "--record" in session.posargs:
+        run_pytest(session, f"stock-{celery}", ["tests/conformance", "-m", "stock"])
+        return
     session.env["CHORDGUARD_CONFORMANCE_DIR"] = str(CELLS)
     if celery == CELERIES[0]:
         shutil.rmtree(CELLS, ignore_errors=True)
-    run_pytest(session, celery, ["tests/conformance"])
+    run_pytest(session, f"conformance-{celery}", ["tests/conformance"])
     if celery == CELERIES[-1]:
         session.run("python", "-m", "tests.conformance.table", str(CELLS))
 
@@ -199,19 +243,17 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
-def run_pytest(session: nox.Session, celery: str, selection: list[str]) -> None:
+def run_pytest(
+    session: nox.Session, report: str, selection: Sequence[str], run: Sequence[str] = ("python",)
+) -> None:
+    """Run `selection`, or the tests that the arguments name; report how long each took."""
     if names_tests(session.posargs):
-        selection = []
-    # One folder for each version: running one again replaces only its own share.
-    data = DATA / celery / ".coverage"
-    shutil.rmtree(data.parent, ignore_errors=True)
-    data.parent.mkdir(parents=True)
+        selection = ()
+    REPORTS.mkdir(parents=True, exist_ok=True)
     session.run(
-        # The tests wait more than they compute: three of them at once suit two cores.
-        *("coverage", "run", "-m", "pytest", "-n", "3", "--dist", "loadgroup"),
-        *(*selection, *session.posargs),
-        # Absolute, since the workers of the tests write their share from elsewhere.
-        env={"COVERAGE_FILE": str(data)},
+        # The tests wait more than they compute: five of them at once suit two cores.
+        *(*run, "-m", "pytest", "-n", "5", "--dist", "loadgroup", "--durations=20"),
+        *(f"--junitxml={REPORTS / report}.xml", *selection, *session.posargs),
         # Arguments may select tests that this version does not have.
         success_codes=[0, 5] if session.posargs else [0],
     )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from celery import VERSION, Celery
@@ -14,14 +17,54 @@ from tests import old_celery  # noqa: F401 - has to come before Celery looks for
 QUEUE_EXPIRES = 600
 
 
+class LiveSettings(Mapping[str, Any]):
+    """Settings that the processes of a cluster read from a file each time they use one.
+
+    The tests change them without starting another worker. They are weaker than what an app sets
+    itself. A file that is missing holds none.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._read: tuple[tuple[int, int] | None, dict[str, Any]] = (None, {})
+
+    def _values(self) -> dict[str, Any]:
+        try:
+            stat = self._path.stat()
+        except FileNotFoundError:
+            return {}
+        version = (stat.st_ino, stat.st_mtime_ns)
+        if version != self._read[0]:
+            self._read = (version, json.loads(self._path.read_text()))
+        return self._read[1]
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values())
+
+    def __len__(self) -> int:
+        return len(self._values())
+
+    def replace(self, values: dict[str, Any]) -> None:
+        """Write all settings at once."""
+        new = self._path.with_suffix(".new")
+        new.write_text(json.dumps(values))
+        new.replace(self._path)
+
+
 def make_app(config: dict[str, Any], patched: bool) -> Celery:
     """Return an app made from `config`, the JSON-safe dictionary of `harness.Stack.config`.
 
-    `config` has the keys ``name`` (of the app and its queue), ``settings`` (Celery's) and
-    ``tasks`` (module with a function ``register(app)``). chordguard is imported only if `patched`.
+    `config` has the keys ``name`` (of the app and its queue), ``settings`` (Celery's), ``live``
+    (the file of `LiveSettings`, if any) and ``tasks`` (module with a function ``register(app)``).
+    chordguard is imported only if `patched`.
     """
     app = Celery(config["name"])
     app.conf.update(config["settings"])
+    if "live" in config:
+        app.add_defaults(LiveSettings(config["live"]))
     if app.conf.result_backend.startswith("redis") and VERSION[:2] < (5, 3):
         app.conf.result_backend = f"tests.old_redis:PrefixedRedisBackend+{app.conf.result_backend}"
     if app.conf.broker_url.startswith("amqp"):

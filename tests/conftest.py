@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 #: Bytes of a worker's log that the report of a failed test shows.
 LOG_SHOWN = 8000
 
+#: Tests of one worker that run in one process; more of them are shared out.
+GROUP_SIZE = 40
+
 SHOWN_VERSIONS = ("celery", "kombu", "billiard", "redis", "sqlalchemy", "wrapt")
 
 _servers = Servers()
-_log_starts = pytest.StashKey[dict[Path, int]]()
 
 
 class Record:
@@ -120,10 +123,15 @@ def cluster(
     broker_kind: str,
 ) -> harness.Cluster:
     """An app and a ready worker; ``@pytest.mark.cluster(patched=False, ...)`` gives options."""
+    return clusters(backend_kind, broker_kind, **cluster_options(request.node))
+
+
+def cluster_options(item: pytest.Item) -> dict[str, Any]:
+    """Return what ``@pytest.mark.cluster(...)`` says of a test, its class and its file."""
     options: dict[str, Any] = {}
-    for mark in reversed(list(request.node.iter_markers("cluster"))):
+    for mark in reversed(list(item.iter_markers("cluster"))):
         options.update(mark.kwargs)
-    return clusters(backend_kind, broker_kind, **options)
+    return options
 
 
 @pytest.fixture
@@ -136,10 +144,21 @@ def gate(tmp_path: Path) -> Gate:
     return Gate(tmp_path / "gate")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--record",
+        action="store_true",
+        help="write down what Celery does without the patches (tests/conformance/stock)",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # A run that is terminated stops its workers, as one that is interrupted does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.addinivalue_line("markers", "xdist_group(name): tests that run in one process")
+    config.addinivalue_line("markers", "alone: starts workers of its own, shares nothing")
+    config.addinivalue_line("markers", "stock: what Celery does without the patches")
+    config.addinivalue_line("markers", "nightly: takes long, or is proved by another test, too")
     config.addinivalue_line(
         "markers",
         "cluster(patched=True, settings=None, concurrency=2, pool='prefork', **worker):"
@@ -160,10 +179,37 @@ def pytest_report_header() -> list[str]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, where they share their clusters."""
+    """Say which tests run in one process, one after the other: those that share a worker.
+
+    Those marked `alone` share nothing. What needs no worker goes by its file.
+    """
+    sizes: Counter[str] = Counter()
     for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        # To chords it is one more SQL database, and a slow one: the ledger's own tests run on it.
+        if "mysql" in parameters.values() and not item.nodeid.startswith("tests/unit/"):
+            item.add_marker(pytest.mark.nightly)
         if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+            needed = worker_needed(item)
+            sizes[needed] += 1
+            part = (sizes[needed] - 1) // GROUP_SIZE
+            item.add_marker(pytest.mark.xdist_group(f"{needed} {part}"))
+
+
+def worker_needed(item: pytest.Item) -> str:
+    """Return which worker a test needs: equal texts mean the same one."""
+    fixtures = getattr(item, "fixturenames", ())
+    path = item.nodeid.partition("::")[0]
+    if item.get_closest_marker("alone"):
+        return item.nodeid
+    if not {"cluster", "with_fix", "without_fix"} & {*fixtures}:
+        # It needs none, or asks for one itself.
+        return path
+    asked = cluster_options(item)
+    settings = asked.pop("settings", None) or {}
+    fixed = {name: value for name, value in settings.items() if not harness.is_live(name)}
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    return repr((parameters.get("backend_kind"), sorted(asked.items()), fixed))
 
 
 #: What the processes of a parallel run used.
@@ -186,10 +232,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    item.stash[_log_starts] = {
-        worker.log: worker.log.stat().st_size for worker in harness.running if worker.log.exists()
-    }
+def pytest_runtest_setup() -> None:
+    for worker in harness.running:
+        worker.begin_log()
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -199,7 +244,6 @@ def pytest_runtest_makereport(
     report = (yield).get_result()
     if not report.failed:
         return
-    starts = item.stash.get(_log_starts, {})
     for worker in harness.running:
-        if text := worker.log_text(starts.get(worker.log, 0)):
+        if text := worker.log_text():
             report.sections.append((f"log of {worker.hostname}", text[-LOG_SHOWN:]))

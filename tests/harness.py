@@ -2,13 +2,15 @@
 
 A `Stack` is a broker and a result backend with names of their own, `running_worker` a worker
 process on it, a `Cluster` both with an app for the producer. `Clusters` keeps started clusters for
-the tests that follow: chords have ids of their own and do not disturb each other.
+the tests that follow: chords have ids of their own and do not disturb each other. Our settings are
+read when they are used, so a kept cluster gets those of the next test without another worker.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -30,7 +32,8 @@ from celery.result import ResultSet
 from kombu.utils.encoding import safe_repr
 
 from tests import servers, tasks
-from tests.app_factory import make_app
+from tests.app_factory import LiveSettings, make_app
+from tests.worker import main_of_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,21 +49,28 @@ ROOT = Path(__file__).parent.parent
 #: Seconds between two looks at a condition, at first and at most.
 POLL_INTERVAL = 0.01
 POLL_INTERVAL_MAX = 0.1
+#: Seconds that a condition may take. A test that passes never waits so long, even on a machine
+#: that does ten other things.
+WAIT_DEADLINE = 30.0
 #: Seconds that a worker may take until it is ready.
-READY_DEADLINE = 30.0
+READY_DEADLINE = 90.0
 #: Seconds that a worker may take to end its tasks after SIGTERM before it is killed.
 STOP_DEADLINE = 10.0
 #: Seconds in which a canvas has to end.
-OUTCOME_DEADLINE = 20.0
+OUTCOME_DEADLINE = 60.0
 #: Seconds that stored results live on a Redis that others may use, too.
 RESULT_EXPIRES = 600
 #: Clusters kept for the tests that follow.
-CLUSTERS_KEPT = 6
+CLUSTERS_KEPT = 12
+#: Settings of ours that workers read when they start.
+READ_AT_START = ("chord_watchdog_interval",)
 
 UNLOCK = "celery.chord_unlock"
 
 
-def wait_until(condition: Callable[[], T], timeout: float = 10.0, what: str = "condition") -> T:
+def wait_until(
+    condition: Callable[[], T], timeout: float = WAIT_DEADLINE, what: str = "condition"
+) -> T:
     """Return the first true value of `condition()`; fail after `timeout` seconds, naming `what`."""
     deadline = time.monotonic() + timeout
     interval = POLL_INTERVAL
@@ -120,6 +130,7 @@ class Stack:
         return {
             "name": self.name,
             "tasks": "tests.tasks",
+            "live": str(self.folder / "live.json"),
             "settings": {**defaults, **(settings or {})},
         }
 
@@ -165,23 +176,72 @@ def delete_queues(url: str, name: str) -> None:
             connection.channel().exchange_delete(exchange)
 
 
+#: Pools that have to change the interpreter before it imports anything.
+GREEN_POOLS = ("gevent", "eventlet")
+
+#: Workers are forked from a process that has imported what all of them need: a second's work.
+#: Not Celery's database backend: up to 5.4 the session manager that comes with it would take the
+#: worker's main process for a child of its pool, and share its connection with those.
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(
+    [
+        *("tests.worker", "tests.app_factory", "tests.tasks", "tests.old_redis"),
+        *("celery.apps.worker", "celery.worker.components", "celery.worker.consumer"),
+        *("celery.concurrency.prefork", "celery.events.state", "celery.app.control"),
+        *("celery.backends.redis", "kombu.transport.redis", "sqlalchemy.orm"),
+        *("psycopg2", "pymysql", "sqlalchemy.dialects.postgresql", "sqlalchemy.dialects.mysql"),
+    ]
+)
+
+
+class Fork:
+    """A forked worker, with what is used of `subprocess.Popen`."""
+
+    def __init__(self, options: Path, log: Path, env: dict[str, str]) -> None:
+        self._process = _forks.Process(
+            target=main_of_fork, args=(str(options), str(log), env), daemon=True
+        )
+        self._process.start()
+        self.pid: int = self._process.pid  # type: ignore[assignment]
+        self.terminate, self.kill = self._process.terminate, self._process.kill
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired("worker", timeout or 0)
+        return self.returncode
+
+
 class Worker:
     """A worker process."""
 
-    def __init__(self, process: subprocess.Popen[bytes], hostname: str, log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes] | Fork, hostname: str, log: Path) -> None:
         self.process = process
         self.hostname = hostname
         self.log = log
+        #: Where the log of the running test begins.
+        self.log_start = 0
         self._asked_to_stop = False
 
     @property
     def is_alive(self) -> bool:
         return self.process.poll() is None
 
-    def log_text(self, start: int = 0) -> str:
-        """Return what the worker logged from byte `start` on."""
+    def begin_log(self) -> None:
+        """Leave out of `log_text` what was logged until now."""
+        self.log_start = self.log.stat().st_size if self.log.exists() else 0
+
+    def log_text(self) -> str:
+        """Return what the worker logged during the running test."""
         with self.log.open("rb") as log:
-            log.seek(start)
+            log.seek(self.log_start)
             return log.read().decode(errors="replace")
 
     def kill(self) -> None:
@@ -203,6 +263,7 @@ class Worker:
                 self.process.wait(grace)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
         self.process.wait()
 
 
@@ -262,24 +323,29 @@ def running_worker(
         }
         (folder / "options.json").write_text(json.dumps(options))
         log = folder / "worker.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [python, "-m", "tests.worker", str(folder / "options.json")],
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
-            )
-        worker = Worker(process, hostname, log)
-        running.append(worker)
+        log.touch()
+        env = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+        process: subprocess.Popen[bytes] | Fork
+        if python == sys.executable and pool not in GREEN_POOLS:
+            process = Fork(folder / "options.json", log, env)
+        else:
+            with log.open("ab") as output:
+                process = subprocess.Popen(
+                    [python, "-m", "tests.worker", str(folder / "options.json")],
+                    cwd=ROOT,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    env=env,
+                )
+        running.append(started := Worker(process, hostname, log))
         try:
-            wait_until_ready(worker, ready_file)
-            yield worker
+            wait_until_ready(started, ready_file)
+            yield started
         finally:
-            worker.stop()
-            running.remove(worker)
+            started.stop()
+            running.remove(started)
 
 
 @dataclass
@@ -308,7 +374,19 @@ class Cluster:
         self.worker = worker
         self.config = config
         self.tasks = tasks.named(app)
+        self._live = LiveSettings(config["live"])
         self._has_hung = False
+
+    def set_live(self, settings: dict[str, Any]) -> None:
+        """Give the app, the worker and its pool these of our settings, and no other live ones.
+
+        What a test set on the app itself is stronger, and gone for the next one.
+        """
+        changes = self.app.conf.maps[0]
+        for name in [name for name in changes if is_live(name)]:
+            del changes[name]
+        if self._live != settings:
+            self._live.replace(settings)
 
     def run(self, canvas: Any, deadline: float = OUTCOME_DEADLINE, **options: Any) -> Any:
         """Return the value of a canvas that is expected to succeed."""
@@ -437,11 +515,22 @@ def state_and_value(result: Any) -> tuple[str, Any]:
     return states.SUCCESS, [value for _, value in ended]
 
 
+def is_live(setting: str) -> bool:
+    """Tell whether running workers follow when the setting changes."""
+    return setting.startswith("chord_") and setting not in READ_AT_START
+
+
 class Clusters:
-    """The clusters of one test session. Called with equal arguments it gives the same one again."""
+    """The clusters of one test session.
+
+    Called for another test with arguments that differ in live settings alone, it gives the same
+    cluster again.
+    """
 
     def __init__(self, found: servers.Servers) -> None:
         self._found = found
+        #: The live settings of the clusters that the running test has.
+        self._in_use: dict[str, dict[str, Any]] = {}
         self._kept: OrderedDict[str, tuple[Cluster, contextlib.ExitStack]] = OrderedDict()
         self._leaving: list[contextlib.ExitStack] = []
 
@@ -452,10 +541,20 @@ class Clusters:
         *,
         patched: bool = True,
         settings: dict[str, Any] | None = None,
+        shared_by: str | None = None,
         **worker: Any,
     ) -> Cluster:
-        """Return a cluster that may be shared; `worker` goes to `running_worker`."""
-        key = json.dumps([backend, broker, patched, settings or {}, worker], sort_keys=True)
+        """Return a cluster that may be shared; `worker` goes to `running_worker`.
+
+        With `shared_by` it is shared with the tests alone that give the same name.
+        """
+        settings = settings or {}
+        # Celery alone knows none of them.
+        live = {name: settings[name] for name in settings if patched and is_live(name)}
+        fixed = {name: settings[name] for name in settings if not is_live(name)}
+        key = json.dumps([backend, broker, patched, fixed, shared_by, worker], sort_keys=True)
+        while self._in_use.setdefault(key, live) != live:
+            key += ", one more"
         if key in self._kept and not self._kept[key][0].worker.is_alive:
             self._dismiss(key)
         if key not in self._kept:
@@ -463,9 +562,14 @@ class Clusters:
                 self._dismiss(next(iter(self._kept)))
             with contextlib.ExitStack() as closing:
                 cluster = closing.enter_context(
-                    self.alone(backend, broker, patched=patched, settings=settings, **worker)
+                    self.alone(
+                        backend, broker, patched=patched, settings=fixed, live=live, **worker
+                    )
                 )
+                # What it says when it starts is in its log alone.
+                cluster.worker.begin_log()
                 self._kept[key] = (cluster, closing.pop_all())
+        self._kept[key][0].set_live(live)
         self._kept.move_to_end(key)
         cluster = self._kept[key][0]
         # Canvases ask for the current app here and there.
@@ -480,11 +584,16 @@ class Clusters:
         *,
         patched: bool = True,
         settings: dict[str, Any] | None = None,
+        live: dict[str, Any] | None = None,
         **worker: Any,
     ) -> Iterator[Cluster]:
-        """Run a cluster for one test, which may do to it what it likes."""
+        """Run a cluster for one test, which may do to it what it likes.
+
+        `live` are settings that `Cluster.set_live` may change.
+        """
         with contextlib.closing(Stack(self._found, backend, broker)) as stack:
             config = stack.config(settings)
+            LiveSettings(config["live"]).replace(live or {})
             with running_worker(config, patched=patched, **worker) as process:
                 app = make_app(config, patched)
                 app.set_current()
@@ -494,6 +603,8 @@ class Clusters:
                     app.close()
 
     def settle_down(self) -> None:
+        """Say that a test is over."""
+        self._in_use.clear()
         for cluster, _ in self._kept.values():
             cluster.settle_down()
 

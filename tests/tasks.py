@@ -133,6 +133,12 @@ def collect(results, record=None):
     return results
 
 
+@task(bind=True)
+def with_eta(self, results):
+    """Return the results of a header, and when this body was to start."""
+    return [results, self.request.eta]
+
+
 @task()
 def peak(results):
     """Return the most memory that this process has used (KiB), and the length of the results."""
@@ -321,6 +327,21 @@ def replace_with_chord(self, xs):
 
 # Errbacks. Celery calls one with the id of the failed task if it takes one argument, and with
 # (request, exception, traceback) if it takes more; keyword-only arguments do not count.
+
+
+@task(bind=True, ignore_result=True)
+def replace_ignored_with_chord(self, xs):
+    """Become a chord whose result somebody wants, although that of this task is ignored."""
+    t = named(self.app)
+    raise self.replace(chord([t.echo.s(x) for x in xs], t.collect.s()))
+
+
+@task(bind=True, autoretry_for=(ValueError,), retry_kwargs={"countdown": 0})
+def fail_once(self, x):
+    """Fail the first time; Celery tries again by itself."""
+    if not self.request.retries:
+        raise ValueError("once")
+    return x
 
 
 @task()

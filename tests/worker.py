@@ -1,4 +1,4 @@
-"""Run one worker: ``python -m tests.worker OPTIONS.json``.
+"""Run one worker: ``python -m tests.worker OPTIONS.json``, or `main_of_fork`.
 
 Not through the ``celery`` command, since that of Celery 5.2.7 does not start on Python 3.12.
 The options are those that `harness.running_worker` writes.
@@ -7,6 +7,7 @@ The options are those that `harness.running_worker` writes.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -92,6 +93,20 @@ def main(path: str) -> int:
     )
     worker.start()
     return worker.exitcode or 0
+
+
+def main_of_fork(path: str, log: str, env: dict[str, str]) -> None:
+    """Run a worker in this process, which was forked for it, as ``python -m`` would."""
+    os.setsid()
+    # Lines of the log begin with it.
+    multiprocessing.current_process().name = "MainProcess"
+    output = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, sys.stdout.fileno())
+    os.dup2(output, sys.stderr.fileno())
+    sys.stdout.reconfigure(line_buffering=True)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.exit(main(path))
 
 
 if __name__ == "__main__":

@@ -476,7 +476,7 @@ def lines_about(site: Site, name: str) -> list[str]:
     tasks = {result.id, *(member.id for member in result.parent.results)}
     return [
         line
-        for line in site.cluster.worker.log_text().splitlines()
+        for line in site.cluster.worker.log.read_text(errors="replace").splitlines()
         # The error of a failed chord, which has its traceback, names the chord again.
         if line.startswith("[20")
         and "' raised: " not in line
@@ -515,7 +515,7 @@ def test_good_one_is_diagnosed_as_it_is(site):
 
 def test_log_holds_no_tracebacks(site):
     entry = ""
-    for line in site.cluster.worker.log_text().splitlines():
+    for line in site.cluster.worker.log.read_text(errors="replace").splitlines():
         entry = line if line.startswith("[20") else entry
         # Celery logs a failed chord so.
         assert "Traceback" not in line or ("Chord '" in entry and "' raised: " in entry), entry

@@ -17,24 +17,23 @@ from chordguard.diagnosis import bounded_ledger
 from chordguard.errors import CannotTell
 from chordguard.ledger import model
 from tests.app_factory import make_app
-from tests.harness import Cluster, running_worker, wait_until
-from tests.stuck import ALONE, ledger_of, waiting_chord
+from tests.chords.stuck import ALONE, ledger_of, waiting_chord
+from tests.harness import running_worker, wait_until
+
+#: Seconds in which there is an answer, even under load; what is not bounded takes a minute.
+BOUNDED = 20
 
 #: So that it is quiet at once.
 pytestmark = [
     pytest.mark.parametrize("backend_kind", ["redis", "postgresql"]),
     pytest.mark.usefixtures("quiet"),
+    pytest.mark.cluster(settings=ALONE),
 ]
 
 
 @pytest.fixture
 def quiet(monkeypatch):
     monkeypatch.setattr("chordguard.diagnosis.QUIET_SECONDS", 0.0)
-
-
-@pytest.fixture
-def cluster(clusters, backend_kind) -> Cluster:
-    return clusters(backend_kind, settings=ALONE)
 
 
 def kind_of(cluster, result):
@@ -288,7 +287,7 @@ def test_broker_that_is_away_is_not_waited_for(cluster, gate):
     assert "127.0.0.1:1" in found.reason
     assert "cannot be reached" in found.reason
     assert "secret" not in found.reason
-    assert 5 > time.monotonic() - started
+    assert BOUNDED > time.monotonic() - started
     gate.open()
     assert [1, 2] == cluster.run(result)
 
@@ -304,7 +303,7 @@ def test_result_backend_that_is_away_is_not_waited_for(cluster):
 
     assert "127.0.0.1:1" in str(error.value)
     assert "secret" not in str(error.value)
-    assert 5 > time.monotonic() - started
+    assert BOUNDED > time.monotonic() - started
 
 
 def test_result_backend_that_is_silent_is_given_up(cluster):
@@ -317,7 +316,7 @@ def test_result_backend_that_is_silent_is_given_up(cluster):
         with pytest.raises(CannotTell), bounded_ledger(app) as ledger:
             ledger.group_ids()
 
-    assert 5 > time.monotonic() - started
+    assert BOUNDED > time.monotonic() - started
 
 
 def test_patches_are_installed_where_the_result_backend_is_away(cluster):
@@ -328,7 +327,7 @@ def test_patches_are_installed_where_the_result_backend_is_away(cluster):
     started = time.monotonic()
     make_app(config, patched=True)
 
-    assert 2 > time.monotonic() - started
+    assert BOUNDED > time.monotonic() - started
 
 
 def test_bounded_ledger_reads_what_the_other_wrote(cluster, gate):
@@ -342,11 +341,9 @@ def test_bounded_ledger_reads_what_the_other_wrote(cluster, gate):
 
 def test_app_without_a_ledger_says_so(cluster):
     cluster.app.conf.chord_ledger = False
-    try:
-        with pytest.raises(LedgerMissing, match="chord_ledger"):
-            diagnose(cluster.app, "any")
-    finally:
-        cluster.app.conf.chord_ledger = True
+
+    with pytest.raises(LedgerMissing, match="chord_ledger"):
+        diagnose(cluster.app, "any")
 
 
 @pytest.mark.parametrize("pool", ["threads", "solo", "gevent"])

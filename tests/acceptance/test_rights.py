@@ -21,6 +21,8 @@ from tests.servers import KINDS
 #: The safety net looks early; the watchdog looks often, to be seen to keep quiet.
 SETTINGS = {"chord_unlock_first_delay": 2, "chord_watchdog_interval": 0.3}
 
+pytestmark = pytest.mark.alone
+
 RIGHTS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 LEDGER = ("chordguard_chord", "chordguard_chord_member")
 

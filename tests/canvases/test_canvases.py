@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 
 from tests.canvases import batch
 from tests.canvases.model import (
@@ -112,6 +112,7 @@ def test_healthy_canvases_do_not_fail():
     assert not any("fails" in code(node) for node in drawn(50, 1, healthy=True))
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(canvases())
 def test_canvas_can_be_made_smaller(node):
     assert has_outcome(node)

@@ -19,9 +19,12 @@ from click.testing import CliRunner
 
 import chordguard
 from chordguard.cli import chords
+from tests.chords.stuck import ALONE
 from tests.harness import ROOT
 
 BOTH = pytest.mark.parametrize("backend_kind", ["redis", "postgresql"])
+#: The cluster of all these tests. Names and workers of members are stored, too.
+CLUSTER = pytest.mark.cluster(settings={**ALONE, "result_extended": True}, concurrency=4)
 
 #: The Python path of a process that runs a command on the app of a cluster.
 PATH = os.pathsep.join([str(Path(chordguard.__file__).parents[1]), str(ROOT)])
@@ -63,7 +66,7 @@ def project(folder: Path, config: dict[str, Any], name: str = "proj") -> Path:
     return folder
 
 
-def run(folder: Path, *command: str, timeout: float = 30, **env: str) -> Call:
+def run(folder: Path, *command: str, timeout: float = 120, **env: str) -> Call:
     """Run ``python *command`` in a process of its own."""
     done = subprocess.run(
         [sys.executable, *command],

@@ -1,4 +1,4 @@
-"""Clusters whose chords nobody else looks after."""
+"""A cluster whose chords nobody else looks after."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.chords.stuck import ledger_of
 from tests.harness import Cluster
-from tests.stuck import ALONE, ledger_of
-
-#: Names and workers of members are stored, too.
-SETTINGS = {**ALONE, "result_extended": True}
 
 
 @pytest.fixture(autouse=True)
@@ -26,9 +23,8 @@ def backend_kind(request):
 
 
 @pytest.fixture
-def cluster(clusters, backend_kind, gate) -> Iterator[Cluster]:
+def cluster(cluster, gate) -> Iterator[Cluster]:
     """A cluster without a live chord, as each test leaves it."""
-    cluster = clusters(backend_kind, settings=SETTINGS, concurrency=4)
     yield cluster
     gate.open()
     ledger = ledger_of(cluster)

@@ -9,11 +9,13 @@ from celery import chord, group
 from celery.exceptions import ChordError
 
 from chordguard import tolerant
-from tests import stuck
 from tests.app_factory import make_app
-from tests.cli.calls import BOTH, call
+from tests.chords import stuck
+from tests.cli.calls import BOTH, CLUSTER, call
 from tests.harness import wait_until
 from tests.tasks import named
+
+pytestmark = CLUSTER
 
 
 def with_failure(cluster, gate):

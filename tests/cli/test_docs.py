@@ -10,9 +10,11 @@ import pytest
 
 from chordguard.__main__ import main
 from chordguard.diagnosis import KINDS
-from tests import stuck
-from tests.cli.calls import call, normalized
+from tests.chords import stuck
+from tests.cli.calls import CLUSTER, call, normalized
 from tests.harness import ROOT
+
+pytestmark = CLUSTER
 
 if not (ROOT / "docs").exists():
     pytest.skip("not a checkout", allow_module_level=True)

@@ -16,14 +16,16 @@ from click.testing import CliRunner
 import chordguard
 from chordguard.cli import COMMANDS, chords
 from chordguard.cli.ranges import Range
-from tests import stuck
-from tests.cli.calls import call, project, run
+from tests.chords import stuck
+from tests.cli.calls import CLUSTER, call, project, run
 from tests.harness import ROOT
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     tomllib: Any = None
+
+pytestmark = CLUSTER
 
 GROUP = "celery.commands"
 

@@ -6,9 +6,11 @@ import pytest
 
 from chordguard import counting, tolerant
 from chordguard.diagnosis import KINDS
-from tests import stuck
-from tests.cli.calls import BOTH, call, normalized
+from tests.chords import stuck
+from tests.cli.calls import BOTH, CLUSTER, call, normalized
 from tests.harness import ROOT, wait_until
+
+pytestmark = CLUSTER
 
 PAGE = ROOT / "docs" / "operators.md"
 

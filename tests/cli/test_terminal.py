@@ -17,9 +17,11 @@ from contextlib import contextmanager
 import pyte
 import pytest
 
-from tests import stuck
-from tests.cli.calls import PATH, call, project, run
+from tests.chords import stuck
+from tests.cli.calls import CLUSTER, PATH, call, project, run
 from tests.harness import wait_until
+
+pytestmark = CLUSTER
 
 pytest.importorskip("rich")
 

@@ -7,8 +7,10 @@ import time
 import pytest
 
 from tests.app_factory import make_app
-from tests.cli.calls import BOTH, call
+from tests.cli.calls import BOTH, CLUSTER, call
 from tests.servers import free_port
+
+pytestmark = CLUSTER
 
 #: Seconds after which there has to be an answer.
 DEADLINE = 5.0

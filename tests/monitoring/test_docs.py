@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from chordguard import health_check, signals
 from chordguard.metrics import COUNTED, GAUGES, ChordCollector
 from chordguard.monitoring import CHECK
-from tests import stuck
+from tests.chords import stuck
 from tests.harness import ROOT
 
 TEXT = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
@@ -32,7 +32,7 @@ def shape(text):
 def chord(clusters, gate, monkeypatch):
     """A part of it is lost."""
     monkeypatch.setattr("chordguard.diagnosis.QUIET_SECONDS", 0.0)
-    cluster = clusters("redis", settings={**stuck.ALONE, "chord_unlock_first_delay": 605})
+    cluster = clusters("redis", settings=stuck.ALONE, shared_by=__name__)
     result = stuck.part_lost(cluster, gate)
     yield cluster.app
     stuck.ledger_of(cluster).close(result.parent.id)

@@ -12,18 +12,26 @@ from typing import Any
 import pytest
 
 from chordguard.metrics import COUNTED, GAUGES
-from tests import stuck
+from tests.chords import stuck
 from tests.harness import ROOT
+
+#: No other file's chords are on it.
+pytestmark = pytest.mark.cluster(settings=stuck.ALONE, shared_by=__name__)
 
 EXAMPLES = ROOT / "examples"
 
 
 @pytest.fixture
-def cluster(clusters, monkeypatch):
+def backend_kind():
+    return "redis"
+
+
+@pytest.fixture
+def cluster(cluster, monkeypatch):
     monkeypatch.setattr("chordguard.diagnosis.QUIET_SECONDS", 0.0)
     monkeypatch.setattr("chordguard.health.KEPT", 0.0)
     monkeypatch.setattr("chordguard.health.KEPT_TIMES", 0)
-    return clusters("redis", settings={**stuck.ALONE, "chord_unlock_first_delay": 604})
+    return cluster
 
 
 @pytest.fixture

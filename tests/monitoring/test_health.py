@@ -20,10 +20,13 @@ from chordguard import (
     repair,
 )
 from chordguard.errors import CannotTell
-from tests import stuck
 from tests.app_factory import make_app
-from tests.harness import Cluster, wait_until
+from tests.chords import stuck
+from tests.harness import wait_until
 from tests.servers import free_port
+
+#: No other file's chords are on it.
+pytestmark = pytest.mark.cluster(settings=stuck.ALONE, shared_by=__name__)
 
 BACKENDS = pytest.mark.parametrize("backend_kind", ["redis", "postgresql"])
 
@@ -37,12 +40,6 @@ def at_once(monkeypatch):
     monkeypatch.setattr("chordguard.diagnosis.QUIET_SECONDS", 0.0)
     monkeypatch.setattr("chordguard.health.KEPT", 0.0)
     monkeypatch.setattr("chordguard.health.KEPT_TIMES", 0)
-
-
-@pytest.fixture
-def cluster(clusters, backend_kind) -> Cluster:
-    # No other file's chords are on it.
-    return clusters(backend_kind, settings={**stuck.ALONE, "chord_unlock_first_delay": 601})
 
 
 def app_with(cluster, **settings):

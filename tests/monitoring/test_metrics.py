@@ -10,11 +10,14 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from chordguard import repair, signals, tolerant
 from chordguard.metrics import COUNTED, GAUGES, REASONS, ChordCollector, count_chords, registry_of
-from tests import stuck
 from tests.app_factory import make_app
-from tests.harness import Cluster, running_worker, wait_until
+from tests.chords import stuck
+from tests.harness import running_worker, wait_until
 from tests.monitoring import counted
 from tests.tasks import named
+
+#: No other file's chords are on it.
+pytestmark = pytest.mark.cluster(settings=stuck.ALONE, shared_by=__name__)
 
 BACKENDS = pytest.mark.parametrize("backend_kind", ["redis", "postgresql"])
 
@@ -22,12 +25,6 @@ BACKENDS = pytest.mark.parametrize("backend_kind", ["redis", "postgresql"])
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
     monkeypatch.setattr("chordguard.diagnosis.QUIET_SECONDS", 0.0)
-
-
-@pytest.fixture
-def cluster(clusters, backend_kind) -> Cluster:
-    # No other file's chords are on it.
-    return clusters(backend_kind, settings={**stuck.ALONE, "chord_unlock_first_delay": 602})
 
 
 def gauges_of(app) -> CollectorRegistry:

@@ -14,11 +14,14 @@ import pytest
 
 pytest.importorskip("chordguard.cli.calling")
 
-from tests import stuck
 from tests.app_factory import make_app
+from tests.chords import stuck
 from tests.cli.calls import PATH, call, project
 from tests.harness import wait_until
 from tests.servers import free_port
+
+#: No other file's chords are on it.
+pytestmark = pytest.mark.cluster(settings=stuck.ALONE, shared_by=__name__)
 
 #: Seconds in which it has to serve, and to stop.
 DEADLINE = 20.0
@@ -27,12 +30,6 @@ DEADLINE = 20.0
 @pytest.fixture
 def backend_kind():
     return "redis"
-
-
-@pytest.fixture
-def cluster(clusters, backend_kind):
-    # No other file's chords are on it.
-    return clusters(backend_kind, settings={**stuck.ALONE, "chord_unlock_first_delay": 603})
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from celery.schedules import crontab
 
 from chordguard import install_patches, repair, setup_periodic_monitoring
 from chordguard.monitoring import CHECK
-from tests import stuck
 from tests.app_factory import make_app
+from tests.chords import stuck
 from tests.harness import running_worker, wait_until
 from tests.monitoring import periodic
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from chordguard import _install, _patch  # noqa: F401 - the first fills the registry
+from tests.conftest import cluster_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from tests.harness import Cluster
 
@@ -23,10 +24,7 @@ def fix(request: pytest.FixtureRequest) -> _patch.Patch:
 @pytest.fixture
 def options(request: pytest.FixtureRequest) -> dict[str, Any]:
     """What ``@pytest.mark.cluster(...)`` says."""
-    found: dict[str, Any] = {}
-    for mark in reversed(list(request.node.iter_markers("cluster"))):
-        found.update(mark.kwargs)
-    return found
+    return cluster_options(request.node)
 
 
 @pytest.fixture
@@ -42,25 +40,18 @@ def with_fix(
     return clusters(backend_kind, **options)
 
 
-@pytest.fixture(params=["Celery alone", "switched off"])
+@pytest.fixture(params=[pytest.param("Celery alone", marks=pytest.mark.stock), "switched off"])
 def without_fix(
     request: pytest.FixtureRequest,
     clusters: Callable[..., Cluster],
     backend_kind: str,
     options: dict[str, Any],
     fix: _patch.Patch,
-) -> Iterator[Cluster]:
+) -> Cluster:
     """A cluster in which the defect shows: Celery alone, then all patches but the fix."""
     if not fix.is_needed():
         pytest.skip("this Celery does not have the defect")
     if request.param == "Celery alone":
-        yield clusters(backend_kind, patched=False, **options)
-    elif getattr(request.module, "ACTS_IN_PRODUCER", False):
-        # Settings are read when they are used: no worker of its own is needed.
-        cluster = clusters(backend_kind, **options)
-        cluster.app.conf[fix.setting] = False
-        yield cluster
-        cluster.app.conf[fix.setting] = True
-    else:
-        settings = {**options.get("settings", {}), fix.setting: False}
-        yield clusters(backend_kind, **{**options, "settings": settings})
+        return clusters(backend_kind, patched=False, **options)
+    settings = {**options.get("settings", {}), fix.setting: False}
+    return clusters(backend_kind, **{**options, "settings": settings})

@@ -8,6 +8,7 @@ import importlib.metadata
 import itertools
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -127,8 +128,15 @@ def test_the_workflows_run_sessions_that_exist(workflows):
     (matrix,) = re.findall(r"session: \[(.+)\]", workflows)
     named = sessions_in(workflows) | set(matrix.split(", "))
 
-    assert {"lint", "typing", "build"} <= named
+    assert {"lint", "typing", "build", "nightly"} <= named
     assert named <= sessions()
+
+
+def test_ci_selects_the_tests_that_the_session_selects(workflows):
+    (selection,) = re.findall(r'(-m ".+")$', workflows, re.MULTILINE)
+    quick = re.findall(r"^QUICK = (\[.+\])$", read("noxfile.py"), re.MULTILINE)
+
+    assert [shlex.split(selection)] == [json.loads(found) for found in quick]
 
 
 def test_ci_runs_every_python_with_every_celery_of_the_matrix(workflows):

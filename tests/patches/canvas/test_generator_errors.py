@@ -4,34 +4,21 @@ import pytest
 from celery import chord
 
 from chordguard import counting
-
-ACTS_IN_PRODUCER = True
+from tests.chords.troubled import raising_header
 
 on_both = pytest.mark.parametrize("backend_kind", ["redis", "sqlite"])
 
 
-def canvas(cluster, count):
-    """Return a chord whose header raises after so many tasks; it has to be the current app's."""
-    cluster.app.set_current()
-    t = cluster.tasks
-
-    def members():
-        yield from (t.echo.s(i) for i in range(count))
-        raise LookupError("no more")
-
-    return chord(members(), t.collect.s())
-
-
 @on_both
 def test_error_gets_lost(without_fix):
-    assert [0] == without_fix.run(canvas(without_fix, 1))
+    assert [0] == without_fix.run(raising_header(without_fix, 1))
 
 
 @on_both
 @pytest.mark.parametrize("count", range(5))
 def test_error_is_raised(with_fix, count):
     with pytest.raises(LookupError, match="no more"):
-        canvas(with_fix, count).apply_async()
+        raising_header(with_fix, count).apply_async()
 
 
 @on_both
@@ -40,7 +27,7 @@ def test_nothing_is_left(with_fix):
     before = ledger.group_ids()
 
     with pytest.raises(LookupError):
-        canvas(with_fix, 1).apply_async()
+        raising_header(with_fix, 1).apply_async()
 
     assert before == ledger.group_ids()
 

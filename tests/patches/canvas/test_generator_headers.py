@@ -3,8 +3,6 @@ from __future__ import annotations
 import pytest
 from celery import chord
 
-ACTS_IN_PRODUCER = True
-
 #: Where chords are counted each task is frozen before it is sent, with this fix or without.
 polled = pytest.mark.cluster(settings={"chord_ledger": False})
 

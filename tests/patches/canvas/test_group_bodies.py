@@ -3,8 +3,6 @@ from __future__ import annotations
 import pytest
 from celery import chain, chord, group
 
-ACTS_IN_PRODUCER = True
-
 pytestmark = pytest.mark.parametrize("backend_kind", ["redis", "sqlite"])
 
 

@@ -5,8 +5,6 @@ from celery import chain, chord, group
 
 from tests.harness import wait_until
 
-ACTS_IN_PRODUCER = True
-
 pytestmark = [
     pytest.mark.parametrize("backend_kind", ["redis", "sqlite"]),
     pytest.mark.filterwarnings("ignore:task_allow_error_cb_on_chord_header"),

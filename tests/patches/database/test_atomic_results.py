@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from celery import chord
 from celery.app.task import Context
 from celery.states import EXCEPTION_STATES, READY_STATES
 from celery.utils import uuid
@@ -16,7 +15,8 @@ from sqlalchemy.pool import NullPool
 
 from chordguard._patch import celery_5_7, celery_version
 from tests.app_factory import make_app
-from tests.harness import Stack, wait_until
+from tests.chords.troubled import late_retry
+from tests.harness import Stack
 
 #: While a member retries it keeps one process, and its second run takes another one.
 pytestmark = pytest.mark.cluster(concurrency=3)
@@ -105,17 +105,6 @@ def row_of(backend, task_id):
     with engine.connect() as connection:
         row = connection.execute(sa.select(table).where(table.c.task_id == task_id)).one()
     return dict(row._mapping)
-
-
-def late_retry(cluster, gate):
-    """Start a chord of which a member's RETRY comes after its SUCCESS; then all return."""
-    t = cluster.tasks
-    header = [t.retry_late.s(1), t.wait_for_file.s(gate.path, 2)]
-    result = chord(header, t.collect.s()).apply_async()
-    retried = f"Task tests.retry_late[{result.parent[0].id}] retry"
-    wait_until(lambda: retried in cluster.worker.log_text(), what="the stored RETRY")
-    gate.open()
-    return result
 
 
 class TestRetry:

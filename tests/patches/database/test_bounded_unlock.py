@@ -40,6 +40,8 @@ def test_chord_is_polled_for_ever(without_fix):
 
 
 @bounded
+# Its worker says when it starts that this is not much patience.
+@pytest.mark.cluster(shared_by="bounded")
 def test_chord_fails_at_its_bound_and_names_the_missing_member(with_fix, record):
     result = never_ready(with_fix.tasks, record).apply_async()
 
@@ -53,7 +55,7 @@ def test_chord_fails_at_its_bound_and_names_the_missing_member(with_fix, record)
     # The delay grows from poll to poll, and so little patience is warned of.
     log = with_fix.worker.log_text()
     assert log.index("Retry in 0.1s") < log.index("Retry in 0.2s")
-    assert "chord_unlock_max_retries" in log
+    assert "chord_unlock_max_retries" in with_fix.worker.log.read_text()
 
 
 @bounded

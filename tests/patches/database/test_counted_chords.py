@@ -354,7 +354,7 @@ class TestSwitch:
 
         assert list(range(5)) == patched.run(echoes(patched.tasks))
 
-    @pytest.mark.cluster(settings={"chord_ledger": False})
+    @pytest.mark.cluster(settings={"chord_ledger": False}, shared_by="without a ledger")
     def test_without_a_ledger_chords_are_polled(self, with_fix):
         result = echoes(with_fix.tasks).apply_async()
 

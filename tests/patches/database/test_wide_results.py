@@ -3,9 +3,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-import sqlalchemy as sa
 from celery import chord
-from celery.backends.database.session import SessionManager
 from celery.exceptions import ChordError
 from celery.utils import uuid
 from click.testing import CliRunner
@@ -13,16 +11,11 @@ from click.testing import CliRunner
 from chordguard.__main__ import main
 from chordguard.errors import ResultTooLong
 from chordguard.patches.database import wide_results
-from tests.app_factory import make_app
 from tests.harness import Stack
+from tests.result_tables import LENIENT, LONG, backend_on, execute, new_tables, stored
 
 pytestmark = pytest.mark.parametrize("backend_kind", ["mysql"])
 
-#: More than a BLOB holds.
-LONG = "ž" * 100_000
-
-#: A database that cuts off what is too long, as those before MySQL 5.7 do.
-LENIENT = {"connect_args": {"init_command": "SET sql_mode = ''"}}
 STRICT = {"connect_args": {"init_command": "SET sql_mode = 'STRICT_ALL_TABLES'"}}
 
 
@@ -33,32 +26,6 @@ def stack(servers, require, monkeypatch, backend_kind):
     monkeypatch.setattr(wide_results, "_limits", {})
     with contextlib.closing(Stack(servers, backend_kind, "redis")) as stack:
         yield stack
-
-
-def execute(stack, *statements):
-    engine = sa.create_engine(stack.database_url)
-    with engine.begin() as connection:
-        for statement in statements:
-            connection.execute(sa.text(statement))
-    engine.dispose()
-
-
-def backend_on(stack, patched=True, **settings):
-    return make_app(stack.config(settings), patched=patched).backend
-
-
-def new_tables(stack, backend):
-    """Have the backend create its tables, which up to 5.4 it does once in a process."""
-    execute(stack, "DROP TABLE celery_taskmeta", "DROP TABLE celery_tasksetmeta")
-    backend.ResultSession(SessionManager())
-    return backend
-
-
-def stored(backend, value=LONG, state="SUCCESS"):
-    """Store a result; return what is read again."""
-    task_id = uuid()
-    backend.store_result(task_id, value, state)
-    return backend.get_result(task_id)
 
 
 @pytest.mark.parametrize("which", ["Celery alone", "switched off"])

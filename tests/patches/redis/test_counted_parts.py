@@ -13,6 +13,8 @@ from redis.exceptions import NoPermissionError
 from chordguard import counting, strict, tolerant
 from chordguard._patch import celery_5_7, celery_version
 from chordguard.ledger import model
+from tests.chords.stuck import waiting_chord
+from tests.chords.troubled import key_of, lose_parts, run_again
 from tests.harness import running_worker, wait_until
 
 pytestmark = [
@@ -24,10 +26,6 @@ pytestmark = [
 SOON = 1.5
 
 
-def key_of(cluster, result, suffix):
-    return cluster.app.backend.get_key_for_group(result.parent.id, suffix)
-
-
 def keys_of(cluster, result):
     """Return the ends of the keys that a chord has."""
     client = cluster.app.backend.client
@@ -35,26 +33,6 @@ def keys_of(cluster, result):
     found = {key.removeprefix(start).decode() for key in client.scan_iter(start + b"*", count=1000)}
     due = counting.ledger_of(cluster.app.backend).key("chordguard", ".due")
     return found | ({"due"} if client.zscore(due, result.parent.id) is not None else set())
-
-
-def waiting_chord(cluster, gate, record=None):
-    """Start a chord whose second member waits for the gate; return its result, the first done."""
-    t = cluster.tasks
-    body = t.collect.s(record=record and record.path)
-    result = chord([t.echo.s(1), t.wait_for_file.s(gate.path, 2)], body).apply_async()
-    first, second = result.parent.results
-    wait_until(lambda: first.state == states.SUCCESS, what="the first member")
-    wait_until(lambda: f"[{second.id}] received" in cluster.worker.log_text(), what="the second")
-    wait_until(
-        lambda: cluster.app.backend.client.exists(key_of(cluster, result, ".j")), what="a part"
-    )
-    return result
-
-
-def lose_parts(cluster, result):
-    """Have the parts that have come so far never been returned."""
-    client = cluster.app.backend.client
-    client.delete(key_of(cluster, result, ".j"), key_of(cluster, result, ".d"))
 
 
 def stays_pending(result):
@@ -69,35 +47,25 @@ def stays_pending(result):
 
 
 class TestPartsThatComeTwice:
-    def again(self, cluster, result, value, record):
-        """Have the first member run once more, with another result."""
-        t = cluster.tasks
-        first = result.parent.results[0]
-        body = t.collect.s(record=record.path).set(task_id=result.id)
-        options = {"group_id": result.parent.id, "group_index": 0, "chord": body}
-        t.echo.apply_async((value,), task_id=first.id, **options)
-        read = cluster.app.backend._get_task_meta_for
-        wait_until(lambda: read(first.id)["result"] == value, what="the second result")
-
     @pytest.mark.skipif(celery_version() >= celery_5_7, reason="mended in Celery 5.7")
     def test_are_counted_twice(self, without_fix, gate, record):
-        result = waiting_chord(without_fix, gate, record)
+        result = waiting_chord(without_fix, gate, without_fix.tasks.collect.s(record=record.path))
 
         without_fix.app.backend.delete(
             without_fix.app.backend.get_key_for_task(result.parent.results[0].id)
         )
-        self.again(without_fix, result, 99, record)
+        run_again(without_fix, result, 99, record)
 
         wait_until(lambda: record.count("body") == 1, what="the body, early")
         gate.open()
 
     def test_count_once(self, with_fix, gate, record):
-        result = waiting_chord(with_fix, gate, record)
+        result = waiting_chord(with_fix, gate, with_fix.tasks.collect.s(record=record.path))
 
         with_fix.app.backend.delete(
             with_fix.app.backend.get_key_for_task(result.parent.results[0].id)
         )
-        self.again(with_fix, result, 99, record)
+        run_again(with_fix, result, 99, record)
         assert 0 == record.count("body")
         gate.open()
 
@@ -215,7 +183,7 @@ class TestClaims:
 
     def test_are_taken_over(self, with_fix, gate, record, monkeypatch):
         monkeypatch.setattr(model, "CLAIM_SECONDS", 2)
-        result = waiting_chord(with_fix, gate, record)
+        result = waiting_chord(with_fix, gate, with_fix.tasks.collect.s(record=record.path))
 
         assert counting.ledger_of(with_fix.app.backend).claim(result.parent.id)
         gate.open()
@@ -224,7 +192,7 @@ class TestClaims:
         assert 1 == record.count("body")
 
     def test_of_the_other_kind_of_worker_are_respected(self, with_fix, gate, record):
-        result = waiting_chord(with_fix, gate, record)
+        result = waiting_chord(with_fix, gate, with_fix.tasks.collect.s(record=record.path))
 
         with_fix.app.backend.client.set(key_of(with_fix, result, ".c"), "other", px=1500)
         gate.open()

@@ -6,8 +6,6 @@ import pytest
 from celery import chain, chord
 from celery.exceptions import ChordError
 
-ACTS_IN_PRODUCER = True
-
 #: Seconds between two looks at a result; a chord ends within less.
 INTERVAL = 2.0
 

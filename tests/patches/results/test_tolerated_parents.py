@@ -7,8 +7,6 @@ from celery.result import result_from_tuple
 
 from chordguard import strict, tolerant
 
-ACTS_IN_PRODUCER = True
-
 pytestmark = [
     pytest.mark.parametrize("backend_kind", ["redis", "sqlite"]),
     pytest.mark.cluster(settings={"chord_propagate_errors": False}),

@@ -156,7 +156,7 @@ def test_member_whose_body_can_be_read_needs_no_ledger(with_fix):
 @every_kind
 def test_task_that_no_chord_waits_for_is_left_to_celery(with_fix):
     t = with_fix.tasks
-    start = with_fix.worker.log.stat().st_size
+    with_fix.worker.begin_log()
     results = [
         refused_member(t).apply_async(),
         invalid_member(t).apply_async(),
@@ -167,13 +167,13 @@ def test_task_that_no_chord_waits_for_is_left_to_celery(with_fix):
     ]
 
     def dropped():
-        log = with_fix.worker.log_text(start)
+        log = with_fix.worker.log_text()
         return log.count("Received invalid task message") + log.count("Can't decode message body")
 
     wait_until(lambda: dropped() == 7, what="messages that are dropped")
     assert 1 == with_fix.run(t.echo.s(1))
     assert not any(is_ready(result) for result in results)
-    assert "A chord may end late" not in with_fix.worker.log_text(start)
+    assert "A chord may end late" not in with_fix.worker.log_text()
 
 
 @every_kind
@@ -183,9 +183,9 @@ def test_copy_of_a_message_that_was_read_is_no_failure(with_fix, gate):
     first = result.parent.results[0]
     wait_until(lambda: first.state == "SUCCESS", what="the first member")
 
-    start = with_fix.worker.log.stat().st_size
+    with_fix.worker.begin_log()
     refused(t.echo.s(1)).apply_async(task_id=first.id, group_id=result.parent.id, group_index=0)
-    wait_until(lambda: "Refusing" in with_fix.worker.log_text(start), what="the copy, refused")
+    wait_until(lambda: "Refusing" in with_fix.worker.log_text(), what="the copy, refused")
     gate.open()
 
     assert [1, 2] == with_fix.run(result)
@@ -195,12 +195,12 @@ def test_copy_of_a_message_that_was_read_is_no_failure(with_fix, gate):
 @every_kind
 def test_error_of_ours_does_not_stop_the_worker(with_fix):
     t = with_fix.tasks
-    start = with_fix.worker.log.stat().st_size
+    with_fix.worker.begin_log()
 
     refused(t.echo.s(1)).apply_async(headers={"group": {"no": "id"}})
 
     assert 2 == with_fix.run(t.echo.s(2))
-    wait_until(lambda: "A chord may end late" in with_fix.worker.log_text(start), what="the log")
+    wait_until(lambda: "A chord may end late" in with_fix.worker.log_text(), what="the log")
 
 
 @pytest.mark.cluster(settings={"task_protocol": 1})

@@ -161,7 +161,9 @@ def test_backend_with_sessions_of_its_own_keeps_them(new_ledger):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
-def test_child_process_has_a_connection_of_its_own(new_ledger, connected):
+def test_child_process_has_a_connection_of_its_own(new_ledger, connected, monkeypatch):
+    # However long the fork takes.
+    monkeypatch.setattr(connections, "IDLE_SECONDS", 600.0)
     ledger = new_ledger()
     ask(ledger)
     before = len(connected)

@@ -27,8 +27,9 @@ patch = Patch(
 )
 
 #: What the pool sends to a child at a soft time limit, and when it is to end.
-SOFT_LIMIT: int | None = getattr(signal, "SIGUSR1", None)
-SIGNALS = tuple(number for number in (SOFT_LIMIT, signal.SIGTERM) if number is not None)
+#: There is none of the first on Windows, where the pool has no soft time limits.
+SOFT_LIMIT: int = getattr(signal, "SIGUSR1", signal.SIGTERM)
+SIGNALS = tuple({SOFT_LIMIT, signal.SIGTERM})
 
 
 @patch.wraps("celery.backends.base", "Backend.mark_as_done")
@@ -72,5 +73,5 @@ def held_off() -> Iterator[None]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         for number in waiting:
-            if number != SOFT_LIMIT:
+            if number != SOFT_LIMIT or number == signal.SIGTERM:
                 os.kill(os.getpid(), number)
