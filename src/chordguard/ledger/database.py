@@ -716,7 +716,8 @@ class DatabaseLedger(Ledger):
         # A chord that is claimed is due when the claim ends, at the latest.
         times = {"now": now, "latest": now + model.CLAIM_SECONDS + 1}
         claimed = self._select(self.tables.find_claimed, times)
-        gone = [(group_id, token) for group_id, token in claimed if is_gone(token)]
+        # A row that is damaged may be claimed by nobody.
+        gone = [(group_id, token) for group_id, token in claimed if token and is_gone(token)]
         # Renewed until now, which has just passed.
         return sum(
             self._write(self.tables.renew, group_id, token=token, until=now)

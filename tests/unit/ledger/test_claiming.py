@@ -17,8 +17,20 @@ from tests.unit.ledger.chords import (
     expire_claim,
     is_due,
     part_of,
+    rewrite,
     start,
 )
+
+
+def test_claim_of_nobody_keeps_no_other_from_being_ended(ledger):
+    """The row of the first is damaged: it is claimed, and by nobody."""
+    damaged, dead = start(ledger, ["a"]), start(ledger, ["b"])
+    rewrite(ledger, damaged, "claimed_until", time.time() + 30)
+    ledger.look_again(damaged, time.time() + 30)
+    assert ledger.claim(dead)
+
+    assert 1 <= ledger.expire(lambda token: token.startswith(model.owner))
+    assert ledger.claim(dead)
 
 
 class TestAsking:
