@@ -16,7 +16,7 @@ from sqlalchemy.engine import Engine
 from tests.app_factory import make_app
 from tests.harness import Cluster, Clusters
 
-from chordguard._patch import is_patched
+from chordguard.engine.patch import is_patched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -21,8 +21,10 @@ from celery import states
 from tests.harness import ROOT
 from tests.stuck import ALONE
 
-from chordguard import counting
-from chordguard.ledger import model
+from chordguard.ledger.access import ledger_of
+from chordguard.ledger.model import Part
+from chordguard.ledger.packing import pack, pack_data
+from chordguard.lifecycle import safety_net
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -84,14 +86,14 @@ def busy(cluster: Cluster, gate: Path) -> Iterator[None]:
 def fill(cluster: Cluster) -> None:
     """Have chords live of two members each: one was counted, the other waits in the queue."""
     app = cluster.app
-    body = model.pack_data(app, cluster.tasks.collect.s().set(task_id=str(uuid4())))
+    body = pack_data(app, cluster.tasks.collect.s().set(task_id=str(uuid4())))
     chords = [(str(uuid4()), [str(uuid4()), str(uuid4())]) for _ in range(LIVE)]
     add = {"redis": add_to_redis, "postgresql": add_to_database}[cluster.stack.backend]
     add(cluster, chords, body)
     with app.producer_or_acquire() as producer:
         for number, (group_id, (_, waiting)) in enumerate(chords):
             if cluster.stack.backend == "postgresql":
-                send = {"task_id": counting.unlock_id(group_id), "producer": producer}
+                send = {"task_id": safety_net.unlock_id(group_id), "producer": producer}
                 app.send_task("celery.chord_unlock", (group_id, None), **send)
             if number < STUCK // 2:
                 app.backend.store_result(waiting, 2, states.SUCCESS)
@@ -100,17 +102,17 @@ def fill(cluster: Cluster) -> None:
 
 
 def add_to_redis(cluster: Cluster, chords: list[tuple[str, list[str]]], body: bytes) -> None:
-    ledger = counting.ledger_of(cluster.app.backend)
+    ledger = ledger_of(cluster.app.backend)
     for group_id, header in chords:
         ledger.open(group_id, header, body, time.time() + 3600, 86400)
         ledger.set_size(group_id, len(header))
         part = cluster.app.backend.encode([1, header[0], states.SUCCESS, 1])
-        ledger.count(group_id, model.Part(header[0], part, "0"))
+        ledger.count(group_id, Part(header[0], part, "0"))
 
 
 def add_to_database(cluster: Cluster, chords: list[tuple[str, list[str]]], body: bytes) -> None:
     """Add the rows at once, since the ledger has a connection for each."""
-    ledger = counting.ledger_of(cluster.app.backend)
+    ledger = ledger_of(cluster.app.backend)
     task = cluster.app.backend.task_cls.__table__
     now = time.time()
     row = {"size": 2, "returned": 1, "created": now, "progressed": now, "due": now + 3600}
@@ -119,7 +121,7 @@ def add_to_database(cluster: Cluster, chords: list[tuple[str, list[str]]], body:
         connection.execute(
             ledger.tables.chord.insert(),
             [
-                {**row, "id": id_, "claimed_until": 0, "header": model.pack(header), "body": body}
+                {**row, "id": id_, "claimed_until": 0, "header": pack(header), "body": body}
                 for id_, header in chords
             ],
         )

@@ -12,8 +12,8 @@ from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
 from benchmarks.lanes import CountedConnection, count_round_trips, statements
-from chordguard import counting
-from chordguard.watchdog import Watchdog
+from chordguard.ledger.access import ledger_of
+from chordguard.recovery.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,14 +71,14 @@ def looked(cluster: Cluster) -> tuple[float, float, list[float]]:
 
 
 def fill_redis(cluster: Cluster, live: int) -> None:
-    ledger = counting.ledger_of(cluster.app.backend)
+    ledger = ledger_of(cluster.app.backend)
     for _ in range(live):
         ledger.open(str(uuid4()), ["member"], b"", time.time() + 3600, 600)
 
 
 def fill_database(cluster: Cluster, live: int) -> None:
     """Add the rows at once, since the ledger has a connection for each."""
-    ledger = counting.ledger_of(cluster.app.backend)
+    ledger = ledger_of(cluster.app.backend)
     now = time.time()
     row = {"returned": 0, "created": now, "progressed": now, "due": now + 3600, "claimed_until": 0}
     engine = sa.create_engine(cluster.stack.database_url)

@@ -159,6 +159,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "alone: starts workers of its own, shares nothing")
     config.addinivalue_line("markers", "stock: what Celery does without the patches")
     config.addinivalue_line("markers", "nightly: takes long, or is proved by another test, too")
+    config.addinivalue_line("markers", "newest: about what does not depend on the Celery version")
     config.addinivalue_line(
         "markers",
         "cluster(patched=True, settings=None, concurrency=2, pool='prefork', **worker):"
@@ -177,6 +178,24 @@ def pytest_report_header() -> list[str]:
     return [", ".join(versions), f"chordguard from {spec.origin if spec else 'nowhere'}"]
 
 
+#: Tests of our own texts, commands and servers: `nox -s tests` runs them on the newest Celery
+#: alone, the nightly run on every Celery.
+FOR_NEWEST = (
+    "tests/acceptance/test_damaged.py",
+    "tests/acceptance/test_demo.py",
+    "tests/acceptance/test_diagnosis.py::test_watchdog_works_in_other_pools",
+    "tests/acceptance/test_harness.py",
+    "tests/acceptance/test_rights.py",
+    "tests/acceptance/test_sql_ledger.py::TestCrowd",
+    "tests/acceptance/test_tolerant_chords.py::TestLongErrors",
+    "tests/canvases/test_canvases.py::test_canvas_can_be_made_smaller",
+    "tests/cli/",
+    "tests/monitoring/",
+    "tests/unit/monitoring/",
+    "tests/unit/test_",
+)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say which tests run in one process, one after the other: those that share a worker.
@@ -189,6 +208,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         # To chords it is one more SQL database, and a slow one: the ledger's own tests run on it.
         if "mysql" in parameters.values() and not item.nodeid.startswith("tests/unit/"):
             item.add_marker(pytest.mark.nightly)
+        if item.nodeid.startswith(FOR_NEWEST):
+            item.add_marker(pytest.mark.newest)
         if item.get_closest_marker("xdist_group") is None:
             needed = worker_needed(item)
             sizes[needed] += 1

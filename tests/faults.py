@@ -25,20 +25,20 @@ STEPS = {
         "store": "celery.backends.base:BaseKeyValueStoreBackend._store_result",
         "count": "chordguard.ledger.redis:RedisLedger.count",
         "collect": "chordguard.ledger.redis:RedisLedger.collect",
-        "publish": "chordguard.completion:finish",
+        "publish": "chordguard.lifecycle.ending:Ending.publish",
         "close": "chordguard.ledger.redis:RedisLedger.close",
     },
     "database": {
         "store": "celery.backends.database:DatabaseBackend._store_result",
-        "count": "chordguard.ledger.database:DatabaseLedger.store_and_count",
-        "collect": "chordguard.ledger.database:DatabaseLedger.collect",
-        "publish": "chordguard.completion:finish",
-        "close": "chordguard.ledger.database:DatabaseLedger.close",
+        "count": "chordguard.ledger.sql:DatabaseLedger.store_and_count",
+        "collect": "chordguard.ledger.sql:DatabaseLedger.collect",
+        "publish": "chordguard.lifecycle.ending:Ending.publish",
+        "close": "chordguard.ledger.sql:DatabaseLedger.close",
     },
 }
 
 #: All of it, with the claim that the last part gave.
-END = "chordguard.counting:end"
+END = "chordguard.lifecycle.ending:end"
 
 #: Where a process may die: (step, "before" or "after").
 POINTS = tuple((step, when) for step in STEPS["redis"] for when in ("before", "after"))

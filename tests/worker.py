@@ -66,9 +66,9 @@ def main(path: str) -> int:
         ready_file.write_text(str(os.getpid()))
 
     if options["claim_seconds"]:
-        from chordguard.ledger import model
+        from chordguard.ledger import claims
 
-        model.CLAIM_SECONDS = options["claim_seconds"]
+        claims.CLAIM_SECONDS = options["claim_seconds"]
     if options["statements"]:
         count_statements(options["statements"])
     app = make_app(options["app"], options["patched"])

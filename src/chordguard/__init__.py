@@ -7,30 +7,44 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._install import Report, install_patches, patch_report, uninstall_patches
-    from .diagnosis import Diagnosis, diagnose
+    from .engine.report import Outcome
     from .errors import (
+        CannotTell,
+        ChordEnded,
+        ChordguardError,
         ChordguardWarning,
         ChordMemberError,
         ChordMemberLost,
         ChordMembersFailed,
         LedgerMissing,
+        ResultTooLong,
+        ResultUnreadable,
         SettingError,
         UntestedCeleryWarning,
     )
     from .failures import is_chord_error, raise_if_errors, split_results, to_exception
-    from .health import check_stuck_chords, get_active_chords, health_check
-    from .monitoring import setup_periodic_monitoring
+    from .monitoring.health import check_stuck_chords, get_active_chords, health_check
+    from .monitoring.periodic import setup_periodic_monitoring
     from .policy import strict, tolerant
-    from .repairing import repair
+    from .recovery.diagnosis import diagnose
+    from .recovery.kinds import Diagnosis
+    from .recovery.repair import Action, repair
 
 __all__ = (
+    "Action",
+    "CannotTell",
+    "ChordEnded",
     "ChordMemberError",
     "ChordMemberLost",
     "ChordMembersFailed",
+    "ChordguardError",
     "ChordguardWarning",
     "Diagnosis",
     "LedgerMissing",
+    "Outcome",
     "Report",
+    "ResultTooLong",
+    "ResultUnreadable",
     "SettingError",
     "UntestedCeleryWarning",
     "check_stuck_chords",
@@ -55,22 +69,49 @@ __version__ = "0.1.0"
 #: Where each public name lives. It is imported when it is first asked for, as Celery does
 #: it, so that `import chordguard` costs next to nothing.
 _HOMES = {
-    "_install": ("Report", "install_patches", "patch_report", "uninstall_patches"),
+    "_install": (
+        "Report",
+        "install_patches",
+        "patch_report",
+        "uninstall_patches",
+    ),
+    "engine.report": ("Outcome",),
     "errors": (
+        "CannotTell",
+        "ChordEnded",
         "ChordMemberError",
         "ChordMemberLost",
         "ChordMembersFailed",
+        "ChordguardError",
         "ChordguardWarning",
         "LedgerMissing",
+        "ResultTooLong",
+        "ResultUnreadable",
         "SettingError",
         "UntestedCeleryWarning",
     ),
-    "diagnosis": ("Diagnosis", "diagnose"),
-    "failures": ("is_chord_error", "raise_if_errors", "split_results", "to_exception"),
-    "health": ("check_stuck_chords", "get_active_chords", "health_check"),
-    "monitoring": ("setup_periodic_monitoring",),
-    "repairing": ("repair",),
-    "policy": ("strict", "tolerant"),
+    "failures": (
+        "is_chord_error",
+        "raise_if_errors",
+        "split_results",
+        "to_exception",
+    ),
+    "monitoring.health": (
+        "check_stuck_chords",
+        "get_active_chords",
+        "health_check",
+    ),
+    "monitoring.periodic": ("setup_periodic_monitoring",),
+    "policy": (
+        "strict",
+        "tolerant",
+    ),
+    "recovery.diagnosis": ("diagnose",),
+    "recovery.kinds": ("Diagnosis",),
+    "recovery.repair": (
+        "Action",
+        "repair",
+    ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -11,9 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from celery.signals import worker_ready
 
-from . import _patch, backends, hooks, settings
-from . import patches as _all_patches  # noqa: F401 - fills the registry
+from . import settings
+from .engine.patch import Wrapping, is_patched
+from .engine.report import Outcome
+from .engine.versions import TESTED_VERSIONS
+from .engine.wrapping import activate, deactivate, wrap_tasks
 from .errors import UntestedCeleryWarning
+from .lifecycle import starting
+from .patches import outcomes, registry
+from .upstream import backends, hooks, sessions
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -23,7 +29,7 @@ __all__ = ("Report", "install_patches", "patch_report", "uninstall_patches")
 logger = logging.getLogger("chordguard")
 
 #: The bootstep that starts the watchdog in a worker.
-_WATCHDOG = "chordguard.watchdog:WatchdogStep"
+_WATCHDOG = "chordguard.recovery.watchdog:WatchdogStep"
 
 
 @dataclass(frozen=True)
@@ -37,13 +43,13 @@ class Report:
     """
 
     celery: str
-    outcomes: tuple[_patch.Outcome, ...]
+    outcomes: tuple[Outcome, ...]
     notes: tuple[str, ...] = ()
 
-    def __iter__(self) -> Iterator[_patch.Outcome]:
+    def __iter__(self) -> Iterator[Outcome]:
         return iter(self.outcomes)
 
-    def __getitem__(self, patch: str) -> _patch.Outcome:
+    def __getitem__(self, patch: str) -> Outcome:
         for outcome in self.outcomes:
             if outcome.patch == patch:
                 return outcome
@@ -74,12 +80,12 @@ def install_patches(app: Celery) -> Report:
     """
     app = _real_app(app)
     if app.configured or app.finalized:
-        settings.check(app, tuple(_patch.registry))
-    if not _patch.is_patched(app):
+        settings.check(app, tuple(registry))
+    if not is_patched(app):
         _warn_of_untested_celery()
-        _patch.activate(app)
+        activate(app, _wrappings())
         if app.finalized:
-            _patch.wrap_tasks(app)
+            wrap_tasks(app, _wrappings())
         else:
             _check_before_finalize(app)
             app.on_after_finalize.connect(_when_finalized, weak=False)
@@ -98,7 +104,7 @@ def uninstall_patches(app: Celery) -> None:
         TypeError: `app` is not a Celery app.
     """
     app = _real_app(app)
-    _patch.deactivate(app)
+    deactivate(app, _wrappings())
     vars(app).pop("finalize", None)
     app.steps["worker"].discard(_WATCHDOG)
 
@@ -113,11 +119,16 @@ def patch_report(app: Celery) -> Report:
 
     app = _real_app(app)
     notes = []
-    if _patch.is_patched(app) and app.configured:
+    if is_patched(app) and app.configured:
         unsupported = backends.why_unsupported(app)
         notes += [unsupported] if unsupported else []
         notes += map(str, hooks.found(app))
-    return Report(celery.__version__, tuple(_patch.outcomes(app)), tuple(notes))
+    return Report(celery.__version__, tuple(outcomes(app)), tuple(notes))
+
+
+def _wrappings() -> tuple[Wrapping, ...]:
+    """Return what is put on Celery, the last one outermost."""
+    return (*registry.values(), sessions.foundation, starting.foundation)
 
 
 def _real_app(app: Any) -> Any:
@@ -154,22 +165,22 @@ class _CheckedFinalize:
     @property
     def __call__(self) -> Any:
         app = self._app
-        if not app.finalized and _patch.is_patched(app):
-            settings.check(app, tuple(_patch.registry))
+        if not app.finalized and is_patched(app):
+            settings.check(app, tuple(registry))
         return partial(type(app).finalize, app)
 
 
 def _when_finalized(sender: Celery, **_: Any) -> None:
-    if _patch.is_patched(sender):
-        _patch.wrap_tasks(sender)
+    if is_patched(sender):
+        wrap_tasks(sender, _wrappings())
 
 
 def _warn_of_short_polling(sender: Any = None, **_: Any) -> None:
     """Say in the log of a worker when its chords are not looked at for long."""
-    from .doctor import short_polling
+    from .monitoring.polls import short_polling
 
     app: Any = getattr(sender, "app", None)
-    task = app._tasks.get("celery.chord_unlock") if _patch.is_patched(app) else None
+    task = app._tasks.get("celery.chord_unlock") if is_patched(app) else None
     warning = short_polling(app, task) if task is not None else None
     if warning:
         logger.warning("%s", warning)
@@ -178,10 +189,10 @@ def _warn_of_short_polling(sender: Any = None, **_: Any) -> None:
 def _warn_of_untested_celery() -> None:
     import celery
 
-    if celery.__version__ not in _patch.TESTED_VERSIONS:
+    if celery.__version__ not in TESTED_VERSIONS:
         warnings.warn(
             f"chordguard was not tested with Celery {celery.__version__}, only with "
-            f"{', '.join(_patch.TESTED_VERSIONS)}. The patches whose targets look as expected "
+            f"{', '.join(TESTED_VERSIONS)}. The patches whose targets look as expected "
             "are applied; see patch_report(app).",
             UntestedCeleryWarning,
             stacklevel=3,

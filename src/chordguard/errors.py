@@ -11,9 +11,11 @@ from kombu.exceptions import EncodeError
 __all__ = (
     "OUTSIDE",
     "CannotTell",
+    "ChordEnded",
     "ChordMemberError",
     "ChordMemberLost",
     "ChordMembersFailed",
+    "ChordguardError",
     "ChordguardWarning",
     "LedgerMissing",
     "ResultTooLong",
@@ -31,34 +33,38 @@ _PASSWORD_IN_URL = re.compile(r"(?<=://)[^\s'\"]*@")
 PASSWORD_IN_TEXT = re.compile(r"(?i)(passw\w*|pwd|secret|token)=([^\s&'\"]+)")
 
 
-class SettingError(ImproperlyConfigured):  # type: ignore[misc]
+class ChordguardError(Exception):
+    """Base of the exceptions that chordguard raises."""
+
+
+class SettingError(ChordguardError, ImproperlyConfigured):  # type: ignore[misc]
     """A setting has a value that makes no sense; the message names the valid ones."""
 
 
-class LedgerMissing(ImproperlyConfigured):  # type: ignore[misc]
+class LedgerMissing(ChordguardError, ImproperlyConfigured):  # type: ignore[misc]
     """The app keeps no ledger of its chords; the message says what it takes."""
 
 
-class CannotTell(Exception):
+class CannotTell(ChordguardError):
     """Chords cannot be looked at: the message says what could not be read, and why."""
 
 
-class ResultTooLong(EncodeError):
+class ResultTooLong(ChordguardError, EncodeError):
     """A result is longer than its column in the database; the message says how to widen that.
 
     To Celery it is a result that cannot be encoded: the task fails with this error.
     """
 
 
-class ResultUnreadable(Exception):
+class ResultUnreadable(ChordguardError):
     """The stored result of this header task cannot be decoded; the message says why."""
 
 
-class ChordMemberLost(Exception):
+class ChordMemberLost(ChordguardError):
     """No result of this header task arrived before the chord reached its bound."""
 
 
-class ChordMemberError(Exception):
+class ChordMemberError(ChordguardError):
     """A header task failed with an exception whose class is not known in this process.
 
     The failure's data are in ``record``.
@@ -69,12 +75,16 @@ class ChordMemberError(Exception):
         self.record = record
 
 
-class ChordMembersFailed(ChordError):  # type: ignore[misc]
+class ChordMembersFailed(ChordguardError, ChordError):  # type: ignore[misc]
     """Raised by :func:`chordguard.raise_if_errors`; all failures are in ``errors``."""
 
     def __init__(self, message: str, errors: list[Any] | None = None) -> None:
         super().__init__(message)
         self.errors = errors or []
+
+
+class ChordEnded(ChordguardError, RuntimeError):
+    """A chord cannot take another member: it has ended, or is not counted."""
 
 
 class ChordguardWarning(UserWarning):

@@ -16,13 +16,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, unquote_plus
 
-from .errors import PASSWORD_IN_TEXT, without_passwords
+from .errors import PASSWORD_IN_TEXT, CannotTell, LedgerMissing, without_passwords
 from .failures import cut
 
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("address_of", "cause_to_show", "masked", "why_unparsable", "words_of")
+__all__ = ("address_of", "cause_to_show", "masked", "told", "why_unparsable", "words_of")
 
 #: What stands for user info.
 MASK = "**"
@@ -73,6 +73,12 @@ def words_of(exc: BaseException, setting: str = "result_backend or broker_url") 
             What the parser says is not repeated then.
     """
     return why_unparsable(exc, setting) or masked(f"{type(exc).__name__}: {exc}")
+
+
+def told(exc: BaseException) -> str:
+    """Return the sentence about an error, without user names and passwords."""
+    is_ours = isinstance(exc, (CannotTell, LedgerMissing))
+    return str(exc) if is_ours else words_of(exc)
 
 
 def why_unparsable(exc: BaseException, setting: str) -> str | None:

@@ -15,13 +15,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from . import health, signals
-from .diagnosis import KINDS, RUNNING, UNKNOWN
-from .health import Survey
+from . import masking, signals
+from .monitoring import health
+from .monitoring.health import Survey
+from .recovery.kinds import KINDS, RUNNING, UNKNOWN
 
 try:
     from prometheus_client import (
@@ -47,8 +47,8 @@ __all__ = (
     "ChordCollector",
     "count_chords",
     "exposed",
+    "is_up",
     "registry_of",
-    "write_whole",
 )
 
 logger = logging.getLogger("chordguard")
@@ -66,7 +66,7 @@ GAUGES = {
 COUNTED = {
     "celery_chord_completed_total": "Chords that ended, by outcome",
     "celery_chord_member_errors_total": "Members that failed or were lost, of chords that ended",
-    "celery_chord_wait_seconds": "Seconds from the start of a chord until its body was sent",
+    "celery_chord_wait_seconds": "Seconds from the start of a chord until it ended",
 }
 
 #: What each name begins with.
@@ -104,7 +104,7 @@ class ChordCollector(Collector):
         try:
             survey = Survey.of(health.live_chords(self.app, self.asks_workers))
         except Exception as exc:  # noqa: BLE001 - it is told
-            logger.warning("The chords cannot be read: %s", health.told(exc))
+            logger.warning("Cannot read the chords: %s", masking.told(exc))
             yield _gauge("up", 0)
             return
         yield _gauge("up", 1)
@@ -147,21 +147,12 @@ def registry_of(app: Celery, *, asks_workers: bool = False) -> CollectorRegistry
 def exposed(registry: CollectorRegistry) -> tuple[str, bool]:
     """Return what Prometheus reads of a registry, and whether the chords could be read."""
     text = generate_latest(registry).decode()
-    return text, f"\n{PREFIX}up 1.0\n" in text
+    return text, is_up(text)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that others read at any time: they find the old one or the new one.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    made = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        made.write_text(text, encoding="utf-8")
-        made.replace(path)
-    finally:
-        made.unlink(missing_ok=True)
+def is_up(text: str) -> bool:
+    """Return whether the chords could be read for what Prometheus reads, given as `text`."""
+    return f"\n{PREFIX}up 1.0\n" in text
 
 
 class _Counters:

@@ -31,7 +31,15 @@ HEADER = "chordguard"
 
 S = TypeVar("S", bound="Signature")
 
-_UNSET: Any = object()
+
+class _Configured:
+    """Stands for an argument that was not given: the configuration decides."""
+
+    def __repr__(self) -> str:
+        return "<as configured>"
+
+
+_UNSET: Any = _Configured()
 
 #: Keys of the header and the settings that they override.
 _OVERRIDES = {

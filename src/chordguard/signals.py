@@ -1,6 +1,6 @@
 """What chordguard tells an application, as Celery's signals do.
 
-    from chordguard.signals import chord_settled
+    from .signals import chord_settled
 
     @chord_settled.connect
     def tell(sender, group_id, reason, **kwargs): ...

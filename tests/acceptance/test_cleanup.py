@@ -7,7 +7,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from celery import chord
 
-from chordguard import counting
+from chordguard.ledger.access import ledger_of
 from tests.harness import wait_until
 
 #: Seconds after which results expire, and for which a chord may be without progress.
@@ -55,7 +55,7 @@ def test_cleanup_spares_the_members_of_a_live_chord(cluster, backend, gate, reco
     header = [t.echo.s(1), t.wait_for_file.s(gate.path, 2), t.echo.s(3)]
     result = chord(header, t.collect.s(record=record.path)).apply_async()
     group_id, ids = result.parent.id, [member.id for member in result.parent.results]
-    ledger = counting.ledger_of(backend)
+    ledger = ledger_of(backend)
     wait_until(lambda: ledger.read(group_id).returned == 2, what="two parts")
     other = t.echo.delay(4)
     other.get(timeout=10)
@@ -79,7 +79,7 @@ def test_cleanup_spares_the_members_of_a_live_chord(cluster, backend, gate, reco
 def test_cleanup_spares_a_chord_without_progress_for_long(cluster, backend, gate):
     t = cluster.tasks
     result = chord([t.echo.s(1), t.wait_for_file.s(gate.path, 2)], t.collect.s()).apply_async()
-    ledger = counting.ledger_of(backend)
+    ledger = ledger_of(backend)
     wait_until(lambda: ledger.read(result.parent.id).returned == 1, what="a part")
     grow_old(backend, [member.id for member in result.parent.results])
     tables = ledger.tables

@@ -9,13 +9,15 @@ import pytest
 from celery import chord
 from celery.exceptions import ChordError
 
-from chordguard import counting, tolerant
-from chordguard._patch import celery_5_7, celery_version
+from chordguard import tolerant
+from chordguard.engine.versions import celery_5_7, celery_version
+from chordguard.ledger.access import ledger_of
 from tests import faults, tasks
 from tests.app_factory import make_app
 from tests.harness import Stack, running_worker, state_and_value, wait_until
 
-BACKENDS = ["redis", "sqlite", "postgresql"]
+#: SQLite goes the way of PostgreSQL here.
+BACKENDS = ["redis", pytest.param("sqlite", marks=pytest.mark.nightly), "postgresql"]
 
 pytestmark = pytest.mark.alone
 
@@ -53,7 +55,7 @@ def config_of(stack, **settings):
 
 
 def is_forgotten(app, group_id):
-    return counting.ledger_of(app.backend).read(group_id) is None
+    return ledger_of(app.backend).read(group_id) is None
 
 
 def wait_for(results, seconds=90):
@@ -165,7 +167,14 @@ class TestInterruptions:
         assert [[1, i] for i in range(self.CHORDS)] == [result.result for result in results]
         assert self.CHORDS == record.count("body")
 
-    @pytest.mark.parametrize("how", ["MemoryError", "SystemExit", "KeyboardInterrupt"])
+    @pytest.mark.parametrize(
+        "how",
+        [
+            "MemoryError",
+            pytest.param("SystemExit", marks=pytest.mark.nightly),
+            pytest.param("KeyboardInterrupt", marks=pytest.mark.nightly),
+        ],
+    )
     def test_other_exception(self, stack, start_worker, backend_kind, how, tmp_path, record):
         points = [("count", "after"), ("collect", "before"), ("publish", "before")]
         results = self.run(stack, start_worker, backend_kind, how, points, tmp_path, record)

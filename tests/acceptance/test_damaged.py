@@ -16,15 +16,16 @@ from typing import Any
 import pytest
 from celery import chord, states
 
-from chordguard import counting, health_check, tolerant
-from chordguard.diagnosis import diagnose_all
-from chordguard.ledger.model import pack_data, unpack_data
+from chordguard import health_check, tolerant
+from chordguard.ledger import access
+from chordguard.ledger.packing import pack_data, unpack_data
+from chordguard.recovery.diagnosis import diagnose_all
 from tests.cli.calls import call
 from tests.harness import Cluster, Clusters, state_and_value, wait_until
 from tests.unit.ledger.chords import execute, rewrite
 
 #: Seconds without progress after which these chords are settled.
-TIMEOUT = 10
+TIMEOUT = 25
 SETTINGS = {
     "chord_watchdog_interval": 0.3,
     "chord_unlock_first_delay": 600,
@@ -32,7 +33,7 @@ SETTINGS = {
     "result_expires": 600,
 }
 #: Seconds in which each of them has ended: they are settled one after another.
-DEADLINE = 30.0
+DEADLINE = 60.0
 #: A chord that ends before this many seconds are over was not settled.
 LONG = 300
 #: So many entries of the worker's log may be about one of them, beside Celery's own for a chord
@@ -78,7 +79,7 @@ class Site:
 
 
 def ledger_of(cluster: Cluster) -> Any:
-    return counting.ledger_of(cluster.app.backend)
+    return access.ledger_of(cluster.app.backend)
 
 
 def in_record(name: str, value: Any) -> Callable[..., None]:
@@ -266,7 +267,7 @@ DAMAGES = [
         "record has a wrong type, and a member is lost",
         key_type(".chordguard"),
         # The key is named until a part, which finds it so, has deleted it.
-        (NOTHING, "could not be looked at"),
+        (NOTHING, "Could not check"),
         backends=(REDIS,),
     ),
     # Keys that are gone, before the last member comes.
@@ -492,10 +493,10 @@ def test_commands_report_all_of_them(site, command):
     assert answer.code in (1, 69), answer.stderr
     assert "problem" not in answer.data, answer.data
     if command == "list":
-        listed = {each["id"] for each in answer.data["chords"]}
+        listed = {each["group_id"] for each in answer.data["chords"]}
         assert site.chords["good"].parent.id in listed
-        gone = {n for n, r in site.chords.items() if r.parent.id not in listed}
-        # Without a record nothing is known of it.
+        gone = {n for n, r in site.chords.items() if r.parent.id not in listed and not r.ready()}
+        # Without a record nothing is known of it. Others may have ended before.
         assert all(".chordguard" in name or "record" in name for name in gone), gone
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import celery
 import pytest
 
-from chordguard._patch import registry
 from chordguard.demo.producer import shortened
 from chordguard.demo.scenarios import SCENARIOS, here
+from chordguard.patches import registry
 from tests.harness import wait_until
 
 #: Seconds that the demo may take; on an idle machine it takes a fourth of it.
@@ -113,7 +113,7 @@ def test_missing_package_is_named_with_the_extra(missing):
 
 def test_scenarios_name_defects_of_their_patches():
     for scenario in SCENARIOS:
-        assert scenario.defect in registry[scenario.patch].defects
+        assert scenario.defect in registry[scenario.patch].ids
 
 
 def test_texts_of_failures_are_shown_without_ids():

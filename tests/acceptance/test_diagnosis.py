@@ -12,10 +12,12 @@ from celery import chain, chord, states
 from celery.exceptions import ChordError
 from kombu.utils.uuid import uuid
 
-from chordguard import LedgerMissing, counting, diagnose, repair, signals, tolerant
-from chordguard.diagnosis import bounded_ledger
+from chordguard import LedgerMissing, diagnose, repair, signals, tolerant
 from chordguard.errors import CannotTell
-from chordguard.ledger import model
+from chordguard.ledger import claims
+from chordguard.ledger.access import bounded_ledger
+from chordguard.ledger.packing import pack_data
+from chordguard.lifecycle import safety_net
 from tests.app_factory import make_app
 from tests.chords.stuck import ALONE, ledger_of, waiting_chord
 from tests.harness import running_worker, wait_until
@@ -33,7 +35,7 @@ pytestmark = [
 
 @pytest.fixture
 def quiet(monkeypatch):
-    monkeypatch.setattr("chordguard.diagnosis.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("chordguard.recovery.evidence.QUIET_SECONDS", 0.0)
 
 
 def kind_of(cluster, result):
@@ -169,13 +171,13 @@ def test_poller_lost(cluster, gate, backend_kind, monkeypatch):
     if backend_kind == "redis":
         pytest.skip("only chords on SQL have a poller")
     with monkeypatch.context() as patched:
-        patched.setattr(counting, "send_unlock", lambda *_: None)
+        patched.setattr(safety_net, "send_unlock", lambda *_: None)
         result = waiting_chord(cluster, gate)
 
     assert "poller-lost" == kind_of(cluster, result)
     assert ["requeue"] == mend(cluster, result)
 
-    received = f"Task celery.chord_unlock[{counting.unlock_id(result.parent.id)}] received"
+    received = f"Task celery.chord_unlock[{safety_net.unlock_id(result.parent.id)}] received"
     wait_until(lambda: received in cluster.worker.log_text(), what="the poller")
     assert "running" == kind_of(cluster, result)
     gate.open()
@@ -214,7 +216,7 @@ def test_ready_not_fired(cluster, gate, record):
 def test_claim_expired(cluster, gate, record, monkeypatch):
     result = waiting_chord(cluster, gate, cluster.tasks.collect.s(record=record.path))
     ledger = ledger_of(cluster)
-    monkeypatch.setattr(model, "CLAIM_SECONDS", 2)
+    monkeypatch.setattr(claims, "CLAIM_SECONDS", 2)
     assert ledger.claim(result.parent.id)
     done(cluster, gate, result)
     wait_until(lambda: ledger.read(result.parent.id).claimed_until < time.time(), what="expiry")
@@ -247,7 +249,7 @@ def test_size_missing(cluster, backend_kind):
     ledger, group_id = ledger_of(cluster), uuid()
     # As if its producer had died before the last member; on SQL the header was a generator.
     header = [uuid(), uuid()] if backend_kind == "redis" else None
-    ledger.open(group_id, header, model.pack_data(cluster.app, body), time.time() + 600, 60)
+    ledger.open(group_id, header, pack_data(cluster.app, body), time.time() + 600, 60)
 
     found = diagnose(cluster.app, group_id)
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from celery import chain, chord, group
 
-from chordguard import hooks, install_patches, strict, tolerant
-from chordguard.doctor import examine
+from chordguard import install_patches, strict, tolerant
+from chordguard.monitoring.doctor import examine
+from chordguard.upstream import hooks
 from tests.app_factory import make_app
 from tests.harness import wait_until
 

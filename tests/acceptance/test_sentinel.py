@@ -10,7 +10,8 @@ import pytest
 import redis
 from celery import chord
 
-from chordguard import counting, diagnose, tolerant
+from chordguard import diagnose, tolerant
+from chordguard.ledger.access import ledger_of
 from chordguard.ledger.redis import RedisLedger
 from tests import tasks
 from tests.app_factory import make_app
@@ -90,7 +91,7 @@ def test_chords_end_before_and_after_a_failover(servers, require, watched):
         }
         app = make_app(config, patched=True)
         t = tasks.named(app)
-        assert isinstance(counting.ledger_of(app.backend), RedisLedger)
+        assert isinstance(ledger_of(app.backend), RedisLedger)
         with running_worker(config):
             body = tolerant(t.collect.s(), error_format="string")
             before = chord([t.echo.s(1), t.fail.s(), t.echo.s(3)], body).apply_async()

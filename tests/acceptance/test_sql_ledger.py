@@ -13,8 +13,8 @@ from celery import Celery, chord
 from click.testing import CliRunner
 
 from chordguard.__main__ import FINE, UNUSABLE, main
-from chordguard.ledger.database import DatabaseLedger
 from chordguard.ledger.model import Part
+from chordguard.ledger.sql import DatabaseLedger
 from tests.app_factory import make_app
 from tests.harness import Cluster, Stack, running_worker, wait_until
 

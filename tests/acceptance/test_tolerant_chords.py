@@ -453,7 +453,9 @@ def test_other_brokers_carry_tolerant_chords(cluster):
 
 
 @pytest.mark.cluster(concurrency=1, settings=None)
-@pytest.mark.parametrize("backend_kind", ["redis", "postgresql"])
+@pytest.mark.parametrize(
+    "backend_kind", ["redis", pytest.param("postgresql", marks=pytest.mark.nightly)]
+)
 class TestLongErrors:
     """60 MB of messages: read once, and not handed over nor named in full."""
 

@@ -120,7 +120,7 @@ class Fleet:
 
 def wait_for(app: Any, ids: list[str], fleet: Fleet) -> dict[str, Any]:
     """Return the results, once all are ready or nothing has changed for long."""
-    from chordguard import backends
+    from chordguard.upstream.results import read_results
 
     done: dict[str, Any] = {}
     changed = time.monotonic()
@@ -128,7 +128,7 @@ def wait_for(app: Any, ids: list[str], fleet: Fleet) -> dict[str, Any]:
         fleet.replace_dead()
         pending = [task_id for task_id in ids if task_id not in done]
         try:
-            found = backends.read_results(app.backend, pending)
+            found = read_results(app.backend, pending)
         except Exception:
             found = {}
         new = {id_: r for id_, r in found.items() if r.state in states.READY_STATES}

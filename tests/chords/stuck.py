@@ -11,9 +11,11 @@ import pytest
 from celery import chord, states
 from kombu.utils.uuid import uuid
 
-from chordguard import counting, tolerant
-from chordguard.diagnosis import examine
-from chordguard.ledger import model
+from chordguard import tolerant
+from chordguard.ledger import access, claims
+from chordguard.ledger.packing import pack_data
+from chordguard.lifecycle import safety_net
+from chordguard.recovery.evidence import examine
 from tests.harness import Cluster, wait_until
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ ALONE = {"chord_watchdog_interval": 0, "chord_unlock_first_delay": 600}
 
 
 def ledger_of(cluster: Cluster) -> Any:
-    return counting.ledger_of(cluster.app.backend)
+    return access.ledger_of(cluster.app.backend)
 
 
 def waiting_chord(cluster: Cluster, gate: Gate, body: Any = None) -> Any:
@@ -80,7 +82,7 @@ def claim_expired(cluster: Cluster, gate: Gate, body: Any = None) -> Any:
     result = waiting_chord(cluster, gate, body)
     ledger = ledger_of(cluster)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(model, "CLAIM_SECONDS", 1)
+        patched.setattr(claims, "CLAIM_SECONDS", 1)
         assert ledger.claim(result.parent.id)
     let_go(cluster, gate, result)
     wait_until(lambda: ledger.read(result.parent.id).claimed_until < time.time(), what="expiry")
@@ -90,7 +92,7 @@ def claim_expired(cluster: Cluster, gate: Gate, body: Any = None) -> Any:
 def poller_lost(cluster: Cluster, gate: Gate, body: Any = None) -> Any:
     """Start a chord on SQL without its `celery.chord_unlock`."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(counting, "send_unlock", lambda *_: None)
+        patched.setattr(safety_net, "send_unlock", lambda *_: None)
         return waiting_chord(cluster, gate, body)
 
 
@@ -101,7 +103,7 @@ def size_missing(cluster: Cluster, gate: Gate, body: Any = None, timeout: float 
     """
     body = tolerant((body or cluster.tasks.collect.s()).set(task_id=uuid()), timeout=timeout)
     header = [uuid(), uuid()] if cluster.stack.backend == "redis" else None
-    packed = model.pack_data(cluster.app, body)
+    packed = pack_data(cluster.app, body)
     group_id = uuid()
     ledger_of(cluster).open(group_id, header, packed, time.time() + 600, timeout)
     result = cluster.app.AsyncResult(body.id)

@@ -13,7 +13,7 @@ from tests.harness import Cluster
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
     """Nothing has to be quiet before it is thought to be wrong."""
-    monkeypatch.setattr("chordguard.diagnosis.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("chordguard.recovery.evidence.QUIET_SECONDS", 0.0)
 
 
 @pytest.fixture(params=["redis"])

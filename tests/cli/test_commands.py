@@ -39,7 +39,7 @@ def test_status_counts_chords_and_members(cluster, gate):
     assert (1, 2, 1) == (found.code, data["live"], data["stuck"])
     assert {"running": 1, "part-lost": 1} == data["diagnoses"]
     assert {"size": 5, "done": 3, "failed": 1, "missing": 2} == data["members"]
-    assert result.parent.id == data["oldest"]["id"]
+    assert result.parent.id == data["oldest"]["group_id"]
     text = call(cluster.app, "status").stdout
     assert "live chords  2\n" in text
     assert "members  3 of 5 done, 1 of them failed, 2 missing\n" in text
@@ -61,12 +61,12 @@ def test_list_has_filters(cluster, gate):
 
     def listed(*arguments):
         found = call(cluster.app, "list", *arguments, "--json")
-        return found.code, [one["id"] for one in found.data["chords"]]
+        return found.code, [one["group_id"] for one in found.data["chords"]]
 
     assert (1, [first_id, second_id]) == listed()
     assert (0, [first_id]) == listed("--body", "*.collect")
     assert (1, [second_id]) == listed("--diagnosis", "member-lost", "--stuck")
-    assert (0, []) == listed("--min-hours", "1")
+    assert (0, []) == listed("--min-age", "1h")
     rows = call(cluster.app, "list").stdout.splitlines()
     assert ["chord", "diagnosis", "age", "done", "body"] == rows[0].split()
     assert rows[1].startswith(f"{first_id}  running ")
@@ -185,7 +185,9 @@ def test_fix_asks_about_each_chord(cluster, gate, monkeypatch):
     ]
     assert 1 == partly.code
     assert [1, 2] == cluster.run(results[0])
-    assert 0 == call(cluster.app, "fix", "--yes").code
+    one_by_one = call(cluster.app, "repair", ids[1], "--interactive", text="y\n")
+    assert 0 == one_by_one.code
+    assert f"{ids[1]}: part-lost" in one_by_one.stderr
     assert [1, 2] == cluster.run(results[1])
     assert "nothing to do\n" == call(cluster.app, "fix", "--yes").stdout
     gate.open()
@@ -210,13 +212,13 @@ def test_revoked_chord_ends_and_its_members_too(cluster, gate, is_tolerant):
     result = stuck.waiting_chord(cluster, gate, tolerant(body) if is_tolerant else body)
     group_id, second = result.parent.id, result.parent.results[1]
 
-    told = call(cluster.app, "revoke", "--max-hours", "0", "--dry-run", "--json")
-    assert [(group_id, None)] == [(a["chord"], a["done"]) for a in told.data["actions"]]
+    told = call(cluster.app, "revoke", "--max-age", "0", "--dry-run", "--json")
+    assert [(group_id, None)] == [(a["group_id"], a["done"]) for a in told.data["actions"]]
     done = call(cluster.app, "revoke", group_id, "--yes", "--json")
 
     assert 0 == done.code, done.stdout
     assert [(group_id, "abort", True)] == [
-        (a["chord"], a["action"], a["done"]) for a in done.data["actions"]
+        (a["group_id"], a["action"], a["done"]) for a in done.data["actions"]
     ]
     ended = cluster.outcome(result)
     if is_tolerant:
@@ -230,7 +232,7 @@ def test_revoked_chord_ends_and_its_members_too(cluster, gate, is_tolerant):
 
 def test_revoke_wants_to_know_which(cluster):
     assert 2 == call(cluster.app, "revoke", "--yes").code
-    assert 2 == call(cluster.app, "revoke", "some", "--max-hours", "1", "--yes").code
+    assert 2 == call(cluster.app, "revoke", "some", "--max-age", "1h", "--yes").code
 
 
 @BOTH
@@ -280,7 +282,7 @@ def test_watch_looks_again_and_again(cluster, gate):
     assert 2 == plain.stdout.count(f"{result.parent.id}  running")
     assert "[##########..........]" in plain.stdout
     looks = [json.loads(line) for line in lines.splitlines()]
-    assert [[result.parent.id]] * 2 == [[c["id"] for c in look["chords"]] for look in looks]
+    assert [[result.parent.id]] * 2 == [[c["group_id"] for c in look["chords"]] for look in looks]
     gate.open()
     assert [1, 2] == cluster.run(result)
 
@@ -299,7 +301,7 @@ def test_chords_without_a_ledger_are_seen_on_request(cluster, gate):
     def seen(*command):
         found = call(cluster.app, *command, "--scan", "--json")
         assert 0 == found.code
-        return [stranger["id"] for stranger in found.data["without_ledger"]]
+        return [stranger["group_id"] for stranger in found.data["without_ledger"]]
 
     assert "without_ledger" not in call(cluster.app, "list", "--json").data
     # A poller that looks at its chord just now is not scheduled.

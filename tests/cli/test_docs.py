@@ -9,7 +9,7 @@ import click
 import pytest
 
 from chordguard.__main__ import main
-from chordguard.diagnosis import KINDS
+from chordguard.recovery.kinds import KINDS
 from tests.chords import stuck
 from tests.cli.calls import CLUSTER, call, normalized
 from tests.harness import ROOT

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import chordguard
 from chordguard.cli import COMMANDS, chords
-from chordguard.cli.ranges import Range
+from chordguard.cli.ranges import DURATION, Duration, Range
 from tests.chords import stuck
 from tests.cli.calls import CLUSTER, call, project, run
 from tests.harness import ROOT
@@ -66,8 +66,8 @@ def test_module_has_the_same_commands(folder, cluster, gate):
     after = run(folder, "-m", "chordguard", "check", "-A", "proj", "--json")
 
     assert (1, 1) == (before.code, after.code)
-    assert [one["id"] for one in before.data["problems"]] == [
-        one["id"] for one in after.data["problems"]
+    assert [one["group_id"] for one in before.data["problems"]] == [
+        one["group_id"] for one in after.data["problems"]
     ]
     gate.open()
 
@@ -106,7 +106,9 @@ NUMBERS = [
     (name, option.opts[0])
     for name in COMMANDS
     for option in chords.get_command(click.Context(chords), name).params
-    if isinstance(option.type, (Range, click.types.FloatParamType, click.types.IntParamType))
+    if isinstance(
+        option.type, (Duration, Range, click.types.FloatParamType, click.types.IntParamType)
+    )
 ]
 
 
@@ -123,8 +125,22 @@ def test_number_that_makes_no_sense_is_refused_and_named(command, option, value)
     assert value in found.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("0.5", 0.5), ("90s", 90), ("15m", 900), ("6h", 21600), ("2d", 172800)],
+)
+def test_duration_may_have_a_unit(text, seconds):
+    assert seconds == DURATION.convert(text, None, None)
+
+
+@pytest.mark.parametrize("text", ["6 hours", "h", "1w", "-1h", "1h30m", "36501d", "9" * 400])
+def test_duration_that_makes_no_sense_is_refused_and_named(text):
+    with pytest.raises(click.BadParameter, match="such as 90, 15m, 6h or 2d"):
+        DURATION.convert(text, None, None)
+
+
 def test_commands_have_numbers():
-    assert {("check", "--max-hours"), ("list", "--min-hours"), ("watch", "--interval")} < {*NUMBERS}
+    assert {("check", "--max-age"), ("list", "--min-age"), ("watch", "--interval")} < {*NUMBERS}
 
 
 @pytest.mark.parametrize("port", ["65536", "-1", "nan", "1e3", "9" * 5000])

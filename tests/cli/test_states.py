@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from chordguard import counting, tolerant
-from chordguard.diagnosis import KINDS
+from chordguard import tolerant
+from chordguard.lifecycle import safety_net
+from chordguard.recovery.kinds import KINDS
 from tests.chords import stuck
 from tests.cli.calls import BOTH, CLUSTER, call, normalized
 from tests.harness import ROOT, wait_until
@@ -35,7 +36,7 @@ def test_stuck_chord_is_named_repaired_and_well(cluster, gate, kind, backend_kin
     assert (1, "unhealthy") == (checked.code, checked.data["status"])
     (problem,) = checked.data["problems"]
     assert (group_id, kind, remedy, True) == (
-        problem["id"],
+        problem["group_id"],
         problem["diagnosis"],
         problem["repair"],
         problem["is_stuck"],
@@ -51,7 +52,8 @@ def test_stuck_chord_is_named_repaired_and_well(cluster, gate, kind, backend_kin
 
     assert 0 == repaired.code, repaired.stdout
     assert [(group_id, remedy, True)] == [
-        (action["chord"], action["action"], action["done"]) for action in repaired.data["actions"]
+        (action["group_id"], action["action"], action["done"])
+        for action in repaired.data["actions"]
     ]
     assert told.stdout.startswith(f"{group_id}  {remedy}\n")
     if PAGE.exists():
@@ -60,7 +62,7 @@ def test_stuck_chord_is_named_repaired_and_well(cluster, gate, kind, backend_kin
         )
         assert normalized(told.stdout) in normalized(section)
     if kind == "poller-lost":
-        received = f"Task celery.chord_unlock[{counting.unlock_id(group_id)}] received"
+        received = f"Task celery.chord_unlock[{safety_net.unlock_id(group_id)}] received"
         wait_until(lambda: received in cluster.worker.log_text(), what="the poller")
     well = call(cluster.app, "check", "--json")
     assert (0, "healthy", []) == (well.code, well.data["status"], well.data["problems"])
@@ -74,8 +76,8 @@ def test_chord_that_runs_is_well_unless_it_is_too_old(cluster, gate):
     result = stuck.waiting_chord(cluster, gate)
     group_id = result.parent.id
 
-    assert 0 == call(cluster.app, "check", "--max-hours", "1").code
-    checked = call(cluster.app, "check", "--max-hours", "0")
+    assert 0 == call(cluster.app, "check", "--max-age", "1h").code
+    checked = call(cluster.app, "check", "--max-age", "0")
 
     assert 1 == checked.code
     assert f"{group_id}  running\n" in checked.stdout

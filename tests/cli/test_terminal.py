@@ -124,7 +124,7 @@ def test_list_fits_the_terminal(cluster, gate, terminal, columns):
 def test_check_is_broken_at_words_and_keeps_its_indent(cluster, gate, terminal, columns):
     group_id = stuck.waiting_chord(cluster, gate).parent.id
 
-    with terminal(columns, "check", "--max-hours", "0") as shown:
+    with terminal(columns, "check", "--max-age", "0") as shown:
         assert 1 == shown.end(), shown.text()
 
     lines = shown.text().splitlines()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import states
 
-from chordguard.completion import header_of, leaf_ids
+from chordguard.ledger.packing import header_of, leaf_ids
 from tests.conformance.catalogue import FAILS, HANGS, RIGHT, WRONG
 from tests.harness import wait_until
 

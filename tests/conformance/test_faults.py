@@ -12,7 +12,7 @@ import pytest
 from celery import chain, chord, group
 
 from chordguard import tolerant
-from chordguard._patch import registry
+from chordguard.patches import registry
 from chordguard.patches.database import wide_results
 from tests import result_tables
 from tests.chords import stuck, troubled

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from chordguard import health_check, signals
 from chordguard.metrics import COUNTED, GAUGES, ChordCollector
-from chordguard.monitoring import CHECK
+from chordguard.monitoring.periodic import CHECK
 from tests.chords import stuck
 from tests.harness import ROOT
 
@@ -31,7 +31,7 @@ def shape(text):
 @pytest.fixture
 def chord(clusters, gate, monkeypatch):
     """A part of it is lost."""
-    monkeypatch.setattr("chordguard.diagnosis.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("chordguard.recovery.evidence.QUIET_SECONDS", 0.0)
     cluster = clusters("redis", settings=stuck.ALONE, shared_by=__name__)
     result = stuck.part_lost(cluster, gate)
     yield cluster.app

@@ -28,9 +28,9 @@ def backend_kind():
 
 @pytest.fixture
 def cluster(cluster, monkeypatch):
-    monkeypatch.setattr("chordguard.diagnosis.QUIET_SECONDS", 0.0)
-    monkeypatch.setattr("chordguard.health.KEPT", 0.0)
-    monkeypatch.setattr("chordguard.health.KEPT_TIMES", 0)
+    monkeypatch.setattr("chordguard.recovery.evidence.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("chordguard.monitoring.health.KEPT", 0.0)
+    monkeypatch.setattr("chordguard.monitoring.health.KEPT_TIMES", 0)
     return cluster
 
 

@@ -11,15 +11,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from chordguard import (
-    LedgerMissing,
-    check_stuck_chords,
-    counting,
-    get_active_chords,
-    health_check,
-    repair,
-)
+from chordguard import LedgerMissing, check_stuck_chords, get_active_chords, health_check, repair
 from chordguard.errors import CannotTell
+from chordguard.lifecycle import safety_net
 from tests.app_factory import make_app
 from tests.chords import stuck
 from tests.harness import wait_until
@@ -37,9 +31,9 @@ DEADLINE = 5.0
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
     """Nothing has to be quiet first, and no answer is kept."""
-    monkeypatch.setattr("chordguard.diagnosis.QUIET_SECONDS", 0.0)
-    monkeypatch.setattr("chordguard.health.KEPT", 0.0)
-    monkeypatch.setattr("chordguard.health.KEPT_TIMES", 0)
+    monkeypatch.setattr("chordguard.recovery.evidence.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("chordguard.monitoring.health.KEPT", 0.0)
+    monkeypatch.setattr("chordguard.monitoring.health.KEPT_TIMES", 0)
 
 
 def app_with(cluster, **settings):
@@ -104,7 +98,7 @@ def test_stuck_chord_is_unhealthy_until_it_is_mended(cluster, backend_kind, gate
         (found,) = check_stuck_chords(cluster.app, asks_workers=asks_workers)
         actions = repair(cluster.app, group_id, dry_run=False)
         if kind == "poller-lost":
-            received = f"[{counting.unlock_id(group_id)}] received"
+            received = f"[{safety_net.unlock_id(group_id)}] received"
             wait_until(lambda: received in cluster.worker.log_text(), what="the poller")
         assert "healthy" == health_check(cluster.app, asks_workers=asks_workers)["status"]
     finally:
@@ -130,7 +124,7 @@ def test_lost_member_is_not_seen_without_asking(cluster, gate):
 
 @pytest.mark.parametrize("backend_kind", ["redis"])
 def test_answer_is_kept_for_a_while(cluster, monkeypatch):
-    monkeypatch.setattr("chordguard.health.KEPT", 60.0)
+    monkeypatch.setattr("chordguard.monitoring.health.KEPT", 60.0)
     app = app_with(cluster)
 
     first = health_check(app)

@@ -24,7 +24,7 @@ BACKENDS = pytest.mark.parametrize("backend_kind", ["redis", "postgresql"])
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
-    monkeypatch.setattr("chordguard.diagnosis.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("chordguard.recovery.evidence.QUIET_SECONDS", 0.0)
 
 
 def gauges_of(app) -> CollectorRegistry:
@@ -127,7 +127,7 @@ def test_chords_that_cannot_be_read_are_not_told_as_none(caplog):
     gauges = gauges_of(app)
 
     assert (0, None) == (value(gauges, "up"), value(gauges, "active"))
-    assert "The chords cannot be read: " in caplog.text
+    assert "Cannot read the chords: " in caplog.text
 
 
 def test_every_metric_is_listed(monkeypatch):

@@ -12,7 +12,7 @@ from celery import Celery
 from celery.schedules import crontab
 
 from chordguard import install_patches, repair, setup_periodic_monitoring
-from chordguard.monitoring import CHECK
+from chordguard.monitoring.periodic import CHECK
 from tests.app_factory import make_app
 from tests.chords import stuck
 from tests.harness import running_worker, wait_until

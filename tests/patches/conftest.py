@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from chordguard import _install, _patch  # noqa: F401 - the first fills the registry
+from chordguard.engine.patch import Patch
+from chordguard.patches import registry
 from tests.conftest import cluster_options
 
 if TYPE_CHECKING:
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def fix(request: pytest.FixtureRequest) -> _patch.Patch:
+def fix(request: pytest.FixtureRequest) -> Patch:
     """The fix that the test file is named after."""
-    return _patch.registry[request.module.__name__.rpartition(".test_")[2]]
+    return registry[request.module.__name__.rpartition(".test_")[2]]
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def with_fix(
     clusters: Callable[..., Cluster],
     backend_kind: str,
     options: dict[str, Any],
-    fix: _patch.Patch,
+    fix: Patch,
 ) -> Cluster:
     """A cluster with all patches; one that is opt-in acts where the test is about it."""
     if fix.is_opt_in:
@@ -46,7 +47,7 @@ def without_fix(
     clusters: Callable[..., Cluster],
     backend_kind: str,
     options: dict[str, Any],
-    fix: _patch.Patch,
+    fix: Patch,
 ) -> Cluster:
     """A cluster in which the defect shows: Celery alone, then all patches but the fix."""
     if not fix.is_needed():

@@ -17,13 +17,16 @@ from celery import Celery
 from chordguard import (
     SettingError,
     UntestedCeleryWarning,
-    _patch,
     install_patches,
     patch_report,
     patches,
     uninstall_patches,
 )
-from chordguard._patch import Patch, registry
+from chordguard.engine import versions
+from chordguard.engine.patch import Defect, Patch, is_patched, patched_apps
+from chordguard.engine.versions import celery_5_7, celery_version, lies_in
+from chordguard.engine.wrapping import _Guarded
+from chordguard.patches import by_name, registry
 
 ROOT = Path(__file__).parent.parent.parent
 MISSING = object()
@@ -39,7 +42,7 @@ every_patch = pytest.mark.parametrize("patch", list(registry.values()), ids=lamb
 @pytest.fixture
 def alone():
     """Take the patches out of all apps of this process, which other tests share, for a while."""
-    others = list(_patch.patched_apps())
+    others = list(patched_apps())
     # Those of apps that were collected stand until somebody takes theirs out.
     last = Celery("last", set_as_current=False)
     install_patches(last)
@@ -74,7 +77,7 @@ def declare():
     names = []
 
     def declare(name, **options):
-        patch = Patch(name, defects={"X1": "none"}, **options)
+        patch = registry[name] = Patch(name, Defect("X1", "none"), **options)
         names.append(name)
         return patch
 
@@ -111,7 +114,7 @@ def layers(function, patch):
     count = 0
     while isinstance(function, wrapt.FunctionWrapper):
         # A wrapper that is not ours would answer for the one that it lies around.
-        count += isinstance(function, _patch._Guarded) and function._self_patch is patch
+        count += isinstance(function, _Guarded) and function._self_patch is patch
         function = function.__wrapped__
     return count
 
@@ -135,14 +138,14 @@ class TestNames:
         (module,) = (ROOT / "src/chordguard/patches").glob(f"*/{patch.name}.py")
         room = module.parent.name
 
-        assert f"{room}.{patch.name}" in patches.ORDER
+        assert sys.modules[f"chordguard.patches.{room}.{patch.name}"] in patches.ORDER
         assert (ROOT / "tests/patches" / room / f"test_{patch.name}.py").exists()
         assert f"chord_fix_{patch.name}" == patch.setting
         assert patch is sys.modules[f"chordguard.patches.{room}.{patch.name}"].patch
 
     def test_patch_says_what_it_is_for(self, patch):
         assert patch.defects
-        assert all(patch.defects.values())
+        assert all(defect.symptom for defect in patch.defects)
         assert patch.targets or patch.task_targets
 
     def test_readme_lists_it(self, patch):
@@ -150,7 +153,7 @@ class TestNames:
 
         (row,) = re.findall(rf"^\| `{patch.name}` \|.*$", readme, re.MULTILINE)
         assert row.endswith(f"| `{patch.setting}` |")
-        assert [] == [defect for defect in patch.defects if defect not in row]
+        assert [] == [id_ for id_ in patch.ids if id_ not in row]
 
 
 @every_patch
@@ -163,7 +166,7 @@ class TestLife:
 
         assert ("applied" if patch.is_needed() else "skipped") == outcome.status
         assert patch.is_needed() or "not needed" in outcome.reason
-        assert tuple(patch.defects) == outcome.defects
+        assert patch.ids == outcome.defects
 
     def test_installed_twice_is_installed_once(self, make_app, patch):
         app = make_app()
@@ -244,7 +247,7 @@ def versions_without(patch):
     ],
 )
 def test_version_without_the_defect_is_not_touched(make_app, patch, version, why, monkeypatch):
-    monkeypatch.setattr(_patch, "celery_version", lambda: version)
+    monkeypatch.setattr(versions, "celery_version", lambda: version)
     app = make_app()
     app.finalize()
 
@@ -290,9 +293,9 @@ class TestInstalling:
 
         install_patches(celery.current_app)
 
-        assert _patch.is_patched(app)
+        assert is_patched(app)
         uninstall_patches(celery.current_app)
-        assert not _patch.is_patched(app)
+        assert not is_patched(app)
 
     @pytest.mark.parametrize("wrong", [None, "app", Celery, object()])
     @pytest.mark.parametrize("function", [install_patches, uninstall_patches, patch_report])
@@ -325,10 +328,10 @@ class TestInstalling:
         with pytest.raises(SettingError):
             install_patches(app)
 
-        assert not _patch.is_patched(app)
+        assert not is_patched(app)
         assert before[0] is standing(registry["header_order"])[0]
 
-    @pytest.mark.skipif(_patch.celery_version() < _patch.celery_5_7, reason="it warns from 5.7 on")
+    @pytest.mark.skipif(celery_version() < celery_5_7, reason="it warns from 5.7 on")
     def test_warning_about_the_tasks_of_the_app_names_who_finalizes_it(self, make_app):
         app = make_app()
         install_patches(app)
@@ -386,8 +389,8 @@ class TestTargets:
     def test_driver_without_the_defect_is_not_touched(
         self, make_app, declare, version, is_needed, monkeypatch
     ):
-        patch = declare("x", driver="redis", driver_since=(5, 3), driver_until=(6, 4))
-        monkeypatch.setattr(_patch, "driver_version", lambda _: version)
+        patch = declare("x", driver="redis", driver_versions=((5, 3), (6, 4)))
+        monkeypatch.setattr(versions, "driver_version", lambda _: version)
         app = make_app()
 
         outcome = install_patches(app)["x"]
@@ -435,7 +438,7 @@ class TestTargets:
 
     def test_two_patches_cannot_share_a_name(self):
         with pytest.raises(ValueError, match="two patches are called 'header_order'"):
-            Patch("header_order", defects={})
+            by_name([*registry.values(), Patch("header_order")])
 
 
 HIDE = """
@@ -464,11 +467,11 @@ for outcome in patch_report(app):
 def test_absent_driver_is_no_error(driver):
     lines = dict(line.split(" ", 1) for line in run(HIDE.format(driver=driver)).splitlines())
 
-    here = _patch.celery_version()
+    here = celery_version()
     concerned = {
         patch.name
         for patch in registry.values()
-        if patch.driver == driver and _patch.lies_in(here, patch.since, patch.until)
+        if patch.driver == driver and lies_in(here, patch.since, patch.until)
     }
     assert set(registry) == set(lines)
     assert {f"skipped the package {driver} is not installed"} == {lines[n] for n in concerned}

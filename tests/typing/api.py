@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Celery, Signature, chord, group
 from celery.exceptions import ChordError, ImproperlyConfigured
+from celery.result import AsyncResult
 from celery.schedules import crontab
 from celery.utils.dispatch import Signal
 from prometheus_client import CollectorRegistry
@@ -14,13 +15,20 @@ from prometheus_client.registry import Collector
 
 import chordguard
 from chordguard import (
+    Action,
+    CannotTell,
+    ChordEnded,
+    ChordguardError,
     ChordguardWarning,
     ChordMemberError,
     ChordMemberLost,
     ChordMembersFailed,
     Diagnosis,
     LedgerMissing,
+    Outcome,
     Report,
+    ResultTooLong,
+    ResultUnreadable,
     SettingError,
     UntestedCeleryWarning,
     check_stuck_chords,
@@ -45,17 +53,15 @@ from chordguard.metrics import (
     ChordCollector,
     count_chords,
     exposed,
+    is_up,
     registry_of,
-    write_whole,
 )
 from chordguard.signals import chord_ended, chord_failed, chord_repaired, chord_settled
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from typing_extensions import assert_type
 
-    from chordguard.repairing import Action
+    from chordguard.recovery.repair import Action
 
 
 def patches(app: Celery) -> None:
@@ -66,6 +72,7 @@ def patches(app: Celery) -> None:
     assert_type(report.celery, str)
     assert_type(report.notes, tuple[str, ...])
     assert_type([outcome.patch for outcome in report], list[str])
+    assert_type(report["counted_parts"], Outcome)
     assert_type(report["counted_parts"].reason, str)
     uninstall_patches(app)
 
@@ -97,6 +104,7 @@ def body(results: list[Any]) -> None:
 
 def errors() -> None:
     errors: list[type[Exception]] = [ChordError, ChordMemberError, ChordMemberLost]
+    errors += [ChordguardError, CannotTell, ChordEnded, ResultTooLong, ResultUnreadable]
     errors += [ChordMembersFailed, ImproperlyConfigured, LedgerMissing, SettingError]
     warnings: list[type[UserWarning]] = [ChordguardWarning, UntestedCeleryWarning]
     assert warnings
@@ -111,6 +119,7 @@ def stuck_chords(app: Celery) -> None:
     assert_type(diagnosis.timeout, float | None)
     assert_type(diagnosis.missing, tuple[str, ...])
     actions = repair(app, diagnosis.group_id, dry_run=False, resend=True)
+    assert_type(diagnose(app, AsyncResult("id")), Diagnosis)
     assert_type(actions, list[Action])
     assert_type(actions[0].is_done, bool | None)
 
@@ -125,7 +134,7 @@ def monitoring(app: Celery) -> None:
     setup_periodic_monitoring(app, crontab(minute="*/5"), asks_workers=False)
 
 
-def metrics(app: Celery, path: Path) -> None:
+def metrics(app: Celery) -> None:
     collector: Collector = ChordCollector(app, asks_workers=True)
     registry = registry_of(app)
     assert_type(registry, CollectorRegistry)
@@ -134,7 +143,7 @@ def metrics(app: Celery, path: Path) -> None:
     count_chords(app, registry)
     text, could_be_read = exposed(registry)
     assert_type(could_be_read, bool)
-    write_whole(path, text)
+    assert_type(is_up(text), bool)
     assert_type(GAUGES, dict[str, str])
     assert_type(COUNTED, dict[str, str])
 

@@ -8,7 +8,6 @@ import importlib.metadata
 import itertools
 import json
 import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -118,9 +117,7 @@ def test_modules_and_folders_named_exist():
 
     package = ROOT / "src" / "chordguard"
     assert set() == {
-        name
-        for name in named
-        if not (package / name).exists() and not (package / "patches" / name).exists()
+        name for name in named if not (package / name).exists() and not [*package.glob(f"*/{name}")]
     }
 
 
@@ -133,10 +130,9 @@ def test_the_workflows_run_sessions_that_exist(workflows):
 
 
 def test_ci_selects_the_tests_that_the_session_selects(workflows):
-    (selection,) = re.findall(r'(-m ".+")$', workflows, re.MULTILINE)
-    quick = re.findall(r"^QUICK = (\[.+\])$", read("noxfile.py"), re.MULTILINE)
+    (selection,) = re.findall(r'-m "(.+)"$', workflows, re.MULTILINE)
 
-    assert [shlex.split(selection)] == [json.loads(found) for found in quick]
+    assert [selection] == re.findall(r'^QUICK = "(.+)"$', read("noxfile.py"), re.MULTILINE)
 
 
 def test_ci_runs_every_python_with_every_celery_of_the_matrix(workflows):

@@ -17,8 +17,8 @@ from chordguard import (
     split_results,
     to_exception,
 )
-from chordguard.backends import StoredResult
 from chordguard.failures import LONGEST, MARKER, NAMED, cut, describe, record_of
+from chordguard.upstream.results import StoredResult
 from tests.tasks import CustomError, RaisingStrError
 
 

@@ -52,6 +52,27 @@ assert not {"redis", "sqlalchemy"} & set(sys.modules), "a driver was imported"
     run(code)
 
 
+def test_process_that_starts_chords_imports_no_watchdog():
+    code = """
+import sys
+from celery import Celery, chord
+from chordguard import install_patches
+app = Celery("app", broker="memory://", backend="db+sqlite://")
+install_patches(app)
+app.finalize()
+
+
+@app.task
+def echo(value):
+    return value
+
+
+chord([echo.s(1), echo.s(2)], echo.s()).apply_async()
+assert not {"chordguard.recovery.watchdog", "chordguard.recovery.processes"} & set(sys.modules)
+"""
+    run(code)
+
+
 def test_every_public_name_is_there():
     assert set(chordguard.__all__) <= set(dir(chordguard))
     for name in chordguard.__all__:

@@ -9,13 +9,7 @@ from urllib.parse import quote
 import pytest
 from celery import Celery
 
-from chordguard import (
-    check_stuck_chords,
-    health_check,
-    install_patches,
-    masking,
-    patch_report,
-)
+from chordguard import check_stuck_chords, health_check, install_patches, masking, patch_report
 from chordguard.errors import CannotTell
 from tests.servers import free_port
 
@@ -89,7 +83,7 @@ def test_url_of_the_broker(kind, char, is_encoded):
 
 
 def connect_to_broker(app):
-    from chordguard.whereabouts import broker_of
+    from chordguard.upstream.workers import broker_of
 
     with broker_of(app, 0.2):
         raise AssertionError("nobody answers there")

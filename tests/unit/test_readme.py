@@ -13,9 +13,11 @@ from celery import Celery, _state
 from click.testing import CliRunner
 
 import chordguard
-from chordguard import _patch, failures, settings, signals
-from chordguard import patches as _all_patches  # noqa: F401 - fills the registry
+from chordguard import failures, settings, signals
 from chordguard.__main__ import FINE, main
+from chordguard.engine.patch import Patch
+from chordguard.engine.versions import TESTED_VERSIONS, lies_in
+from chordguard.patches import registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
-PATCHES = _patch.registry
+PATCHES = registry
 
 
 def blocks(language: str) -> list[str]:
@@ -63,12 +65,12 @@ def section(text: str, heading: str) -> str:
     return re.split(r"^#+ ", text.split(f"\n{heading}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
 
 
-def versions_of(patch: _patch.Patch) -> str:
+def versions_of(patch: Patch) -> str:
     """Return the tested versions that have the defect, as the table writes them."""
     affected = [
         version
-        for version in _patch.TESTED_VERSIONS
-        if _patch.lies_in(tuple(map(int, version.split("."))), patch.since, patch.until)
+        for version in TESTED_VERSIONS
+        if lies_in(tuple(map(int, version.split("."))), patch.since, patch.until)
     ]
     return affected[0] if len(affected) == 1 else f"{affected[0]} - {affected[-1]}"
 
@@ -94,7 +96,7 @@ def test_every_patch_has_a_row_and_no_other():
 def test_the_row_of_a_patch_says_what_its_module_declares(patch):
     row = table("Patch")[patch.name]
     assert [patch.setting] == codes(row["Switch"])
-    assert list(patch.defects) == re.findall(r"\b[A-D]\d+[a-z]?\b", row["Defects"])
+    assert list(patch.ids) == re.findall(r"\b[A-D]\d+[a-z]?\b", row["Defects"])
     assert versions_of(patch) == row["Celery"]
     assert row["What you see without it"]
     if patch.backends:

@@ -13,9 +13,9 @@ from typing import Any
 
 import click
 
-from ..doctor import CannotLoad, load_app, prepare_app
-from ..errors import CannotTell, LedgerMissing, without_passwords
+from ..errors import CannotTell, ChordguardError, LedgerMissing, without_passwords
 from ..masking import words_of
+from ..upstream.apps import CannotLoad, load_app, prepare_app
 from .screen import Screen
 
 __all__ = (
@@ -49,7 +49,7 @@ SCHEMA = 1
 STATUSES = {HEALTHY: "healthy", PROBLEMS: "unhealthy", CANNOT_TELL: "unknown"}
 
 
-class Cannot(Exception):
+class Cannot(ChordguardError):
     """The command cannot be carried out as it was given; the message says what to do."""
 
 
@@ -173,7 +173,7 @@ def check_patches(app: Any) -> None:
     Raises:
         Cannot: It has not called `install_patches`.
     """
-    from .._patch import is_patched
+    from ..engine.patch import is_patched
 
     if not is_patched(app):
         raise Cannot(

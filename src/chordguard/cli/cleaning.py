@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import backends
-from ..diagnosis import BODY_DONE, bounded_ledger, examine_all
+from ..ledger.access import bounded_ledger
 from ..ledger.model import Ledger
-from ..whereabouts import broker_of
+from ..recovery.evidence import examine_all
+from ..recovery.kinds import BODY_DONE
+from ..upstream import backends
+from ..upstream.workers import broker_of
 from .calling import HEALTHY, PROBLEMS, Answer, Cannot, command, say
 from .screen import Screen
 

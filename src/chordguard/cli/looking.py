@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..diagnosis import KINDS, UNKNOWN, bounded_ledger
+from ..ledger.access import bounded_ledger
+from ..recovery.kinds import KINDS, UNKNOWN
 from .calling import Answer, command
 from .members import Member, members_of
-from .ranges import HOURS
+from .ranges import DURATION
 from .screen import Screen, duration, plural
 from .strangers import strangers_of
 from .survey import Chord, Survey, policy_of, survey
@@ -75,8 +77,33 @@ def status(app: Celery, is_scanning: bool) -> Answer:
     return Answer(found.code, data, show)
 
 
+@dataclass(frozen=True)
+class Filter:
+    """Which chords are listed.
+
+    Attributes:
+        min_age: Those that started at least so many seconds ago; None: all.
+        body: Those with such a body (a glob); None: all.
+        kinds: Those with one of these diagnoses; empty: all.
+        is_stuck: Only those that are stuck.
+    """
+
+    min_age: float | None
+    body: str | None
+    kinds: tuple[str, ...]
+    is_stuck: bool
+
+    def __call__(self, chord: Chord) -> bool:
+        return (
+            (self.min_age is None or (chord.age or 0.0) >= self.min_age)
+            and (self.body is None or fnmatch(chord.body, self.body))
+            and (not self.kinds or chord.found.kind in self.kinds)
+            and (not self.is_stuck or chord.is_stuck)
+        )
+
+
 @command("list")
-@click.option("--min-hours", type=HOURS, metavar="H", help="Started H hours ago.")
+@click.option("--min-age", type=DURATION, metavar="AGE", help="Started at least so long ago: 6h.")
 @click.option("--body", metavar="GLOB", help="With such a body, as in 'proj.tasks.*'.")
 @click.option(
     "--diagnosis",
@@ -89,31 +116,15 @@ def status(app: Celery, is_scanning: bool) -> Answer:
 @click.option("--stuck", "is_stuck", is_flag=True, help="Those that need somebody.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help=f"Show N of them, not {SHOWN}.")
 @scan_option
-def list_chords(
-    app: Celery,
-    min_hours: float | None,
-    body: str | None,
-    kinds: tuple[str, ...],
-    is_stuck: bool,
-    limit: int | None,
-    is_scanning: bool,
-) -> Answer:
+def list_chords(app: Celery, limit: int | None, is_scanning: bool, **asked: Any) -> Answer:
     """List live chords, the oldest first.
 
     Exit status 1 if one of them is stuck.
     """
     everything = survey(app)
     strangers = strangers_of(app, everything) if is_scanning else []
-    found = Survey(
-        [
-            chord
-            for chord in everything.chords
-            if (min_hours is None or (chord.age or 0.0) >= min_hours * 3600)
-            and (body is None or fnmatch(chord.body, body))
-            and (not kinds or chord.found.kind in kinds)
-            and (not is_stuck or chord.is_stuck)
-        ]
-    )
+    is_wanted = Filter(**asked)
+    found = Survey([chord for chord in everything.chords if is_wanted(chord)])
     shown = found.chords[:limit]
     data: dict[str, Any] = {
         "total": len(found.chords),
@@ -137,20 +148,20 @@ def list_chords(
 
 @command("check")
 @click.option(
-    "--max-hours",
-    type=HOURS,
-    metavar="H",
+    "--max-age",
+    type=DURATION,
+    metavar="AGE",
     help="A chord that started longer ago is a problem by that alone.",
 )
 @click.option("--limit", type=click.IntRange(1), metavar="N", default=20, show_default=True)
 @scan_option
-def check(app: Celery, max_hours: float | None, limit: int, is_scanning: bool) -> Answer:
+def check(app: Celery, max_age: float | None, limit: int, is_scanning: bool) -> Answer:
     """Tell which chords are stuck, why, and what to do.
 
     The ledger, the results, the workers and the queues are asked; a chord is not stuck because
     it is old. Exit status 0 none is, 1 some are, 69 that cannot be told.
     """
-    found = survey(app, max_hours=max_hours)
+    found = survey(app, max_age=max_age)
     strangers = strangers_of(app, found) if is_scanning else None
     problems, unknown = found.problems, found.unknown
     data: dict[str, Any] = {

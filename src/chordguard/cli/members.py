@@ -10,12 +10,13 @@ from typing import Any
 
 from kombu.utils.encoding import safe_repr
 
-from .. import backends
-from ..backends import StoredResult
-from ..diagnosis import Diagnosis
 from ..failures import record_of
-from ..ledger.model import Claim, Ledger, leaf_ids, unpack_data
+from ..ledger.model import Claim, Ledger
+from ..ledger.packing import leaf_ids, unpack_data
 from ..masking import masked
+from ..recovery.kinds import Diagnosis
+from ..upstream import backends
+from ..upstream.results import StoredResult, chunks, read_metas, read_results, select
 
 __all__ = ("Member", "members_of")
 
@@ -73,7 +74,7 @@ def members_of(ledger: Ledger, found: Diagnosis) -> list[Member]:
     ids = list(leaf_ids(found.header))
     # What members with `ignore_result=True` gave is with the ledger alone.
     _, stored = ledger.collect(Claim(found.group_id, "", found.header))
-    started = backends.read_results(ledger.backend, [id_ for id_ in ids if id_ not in stored])
+    started = read_results(ledger.backend, [id_ for id_ in ids if id_ not in stored])
     results = {**started, **stored}
     extra = _extra_of(ledger.backend, ids)
     names = _names_of(ledger, found)
@@ -109,7 +110,7 @@ def _state(result: StoredResult | None, place: str | None, is_missing: bool) -> 
 def _extra_of(backend: Any, ids: Sequence[str]) -> dict[str, Mapping[str, Any]]:
     """Return what stored results say beside the result: date_done, name, worker."""
     if backends.is_redis(backend):
-        return dict(backends.read_metas(backend, ids))
+        return dict(read_metas(backend, ids))
     return dict(_extra_from_database(backend, ids))
 
 
@@ -117,8 +118,8 @@ def _extra_from_database(backend: Any, ids: Sequence[str]) -> Iterator[tuple[str
     task = backend.task_cls
     names = [name for name in ("date_done", "name", "worker") if hasattr(task, name)]
     columns = [task.task_id, *(getattr(task, name) for name in names)]
-    for chunk in backends.chunks(ids):
-        for task_id, *values in backends.select(backend, columns, task.task_id.in_(chunk)):
+    for chunk in chunks(ids):
+        for task_id, *values in select(backend, columns, task.task_id.in_(chunk)):
             yield task_id, dict(zip(names, values, strict=True))
 
 

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import backends, repairing
-from ..diagnosis import MEMBER_LOST, Diagnosis, examine, ledger_of
-from ..ledger.model import leaf_ids
-from ..repairing import Action, actions_for, carry_out
+from ..ledger.access import required_ledger
+from ..ledger.packing import leaf_ids
+from ..recovery.evidence import examine
+from ..recovery.kinds import Diagnosis
+from ..recovery.repair import Action, actions_for, carry_out, resending
+from ..upstream.results import chunks, ready_states
 from .calling import CANCELLED, CANNOT_TELL, HEALTHY, PROBLEMS, Answer, Cannot, command, say
-from .ranges import HOURS
-from .screen import Screen, plural
+from .ranges import DURATION
+from .screen import Screen, duration, plural
 from .survey import Chord, Survey, survey
 
 if TYPE_CHECKING:
@@ -62,16 +64,16 @@ yes_option = click.option("--yes", "-y", "is_sure", is_flag=True, help="Do not a
     help="Send lost members again, rather than have them fail. They may run twice. "
     "Needs chord_store_signatures.",
 )
+@click.option(
+    "--interactive",
+    "-i",
+    "is_interactive",
+    is_flag=True,
+    help="Show stuck chords one by one and ask about each.",
+)
 @dry_run_option
 @yes_option
-def repair(
-    app: Celery,
-    group_ids: tuple[str, ...],
-    is_auto: bool,
-    is_resending: bool,
-    is_dry_run: bool,
-    is_sure: bool,
-) -> Answer:
+def repair(app: Celery, group_ids: tuple[str, ...], is_auto: bool, **how: bool) -> Answer:
     """Repair stuck chords.
 
     What is done is what the evidence supports. Exit status: 0 all is well now, 1 something is left
@@ -80,52 +82,55 @@ def repair(
     if bool(group_ids) == is_auto:
         raise Cannot("which chords? Expected ids (`celery chords check` tells them), or --auto")
     found = survey(app, group_ids or None)
+    if how["is_interactive"]:
+        return _repair_interactively(app, found, is_sure=how["is_sure"])
+    ledger = required_ledger(app)
     plans = [
-        (chord, plan)
+        (chord, action)
         for chord in found.chords
-        for plan in _plans(app, chord, is_resending=is_resending)
+        for action in _plans(ledger, chord, is_resending=how["is_resending"])
     ]
     told = [action for _, action in plans]
-    if is_dry_run or not plans:
+    if how["is_dry_run"] or not plans:
         return _answer(found, told)
-    if not is_sure:
+    if not how["is_sure"]:
         _ask(told)
-    ledger = ledger_of(app)
     return _answer(found, [_carry_out(ledger, chord.found, action) for chord, action in plans])
 
 
 @command("fix")
 @yes_option
 def fix(app: Celery, is_sure: bool) -> Answer:
-    """Repair stuck chords one by one.
+    """Repair stuck chords one by one: `repair --auto --interactive`."""
+    return _repair_interactively(app, survey(app), is_sure=is_sure)
 
-    Each is shown with what would be done, and asked about. Exit status as that of `repair`; 130
-    where somebody quits.
-    """
-    found = survey(app)
-    ledger = ledger_of(app)
+
+def _repair_interactively(app: Celery, found: Survey, *, is_sure: bool) -> Answer:
+    """Show each stuck chord with what would be done, and ask."""
+    ledger = required_ledger(app)
+    stuck = [
+        (chord, action)
+        for chord in found.chords
+        if chord.is_stuck
+        for action in actions_for(chord.found)
+    ]
     done: list[Action] = []
-    is_quit = False
-    for chord in (chord for chord in found.chords if chord.is_stuck):
-        for action in actions_for(chord.found):
-            answer = "y" if is_sure else _ask_about(chord, action)
-            if answer == "q":
-                is_quit = True
-                break
-            is_sure = is_sure or answer == "a"
-            done.append(action if answer == "n" else _carry_out(ledger, chord.found, action))
-        if is_quit:
-            break
-    given = _answer(found, done)
-    return Answer(CANCELLED, given.data, given.show, "Cancelled.") if is_quit else given
+    for chord, action in stuck:
+        answer = "y" if is_sure else _ask_about(chord, action)
+        if answer == "q":
+            given = _answer(found, done)
+            return Answer(CANCELLED, given.data, given.show, "Cancelled.")
+        is_sure = is_sure or answer == "a"
+        done.append(action if answer == "n" else _carry_out(ledger, chord.found, action))
+    return _answer(found, done)
 
 
 @command("revoke")
 @ids_argument
 @click.option(
-    "--max-hours",
-    type=HOURS,
-    metavar="H",
+    "--max-age",
+    type=DURATION,
+    metavar="AGE",
     help="Revoke the chords that started longer ago.",
 )
 @click.option(
@@ -139,7 +144,7 @@ def fix(app: Celery, is_sure: bool) -> Answer:
 def revoke(
     app: Celery,
     group_ids: tuple[str, ...],
-    max_hours: float | None,
+    max_age: float | None,
     is_terminating: bool,
     is_dry_run: bool,
     is_sure: bool,
@@ -149,15 +154,15 @@ def revoke(
     So nobody waits for them for ever. Members without a result count as failed: a strict chord
     fails, the body of a tolerant one runs with what is there.
     """
-    if bool(group_ids) == (max_hours is not None):
-        raise Cannot("which chords? Expected ids (`celery chords list` tells them), or --max-hours")
-    found = survey(app, group_ids or None, is_asking=False, max_hours=max_hours)
+    if bool(group_ids) == (max_age is not None):
+        raise Cannot("which chords? Expected ids (`celery chords list` tells them), or --max-age")
+    found = survey(app, group_ids or None, is_asking=False, max_age=max_age)
     chords = [
         chord
         for chord in found.chords
         if chord.found.record is not None and (group_ids or chord.is_too_old)
     ]
-    why = "it is revoked" if group_ids else f"it is older than {max_hours:g} hours"
+    why = "it is revoked" if group_ids else f"it is older than {duration(max_age)}"
     told = [Action("abort", chord.id, why) for chord in chords]
     unknown = Survey([chord for chord in found.chords if chord.found.record is None])
     if is_dry_run or not told:
@@ -165,14 +170,13 @@ def revoke(
     if not is_sure:
         _ask(told)
     _revoke_members(app, chords, is_terminating=is_terminating)
-    ledger = ledger_of(app)
+    ledger = required_ledger(app)
     return _answer(unknown, [_abort(ledger, chord.found, why) for chord in chords])
 
 
-def _plans(app: Celery, chord: Chord, *, is_resending: bool) -> Iterable[Action]:
-    if is_resending and chord.found.kind == MEMBER_LOST:
-        return repairing.repair(app, chord.id, resend=True)
-    return actions_for(chord.found) if chord.is_stuck else []
+def _plans(ledger: Ledger, chord: Chord, *, is_resending: bool) -> Iterable[Action]:
+    resent = resending(ledger, chord.found) if is_resending else []
+    return resent or (actions_for(chord.found) if chord.is_stuck else [])
 
 
 def _carry_out(ledger: Ledger, found: Diagnosis, action: Action) -> Action:
@@ -190,8 +194,8 @@ def _has_moved(ledger: Ledger, found: Diagnosis) -> bool:
 
 def _revoke_members(app: Celery, chords: Iterable[Chord], *, is_terminating: bool) -> None:
     ids = [id_ for chord in chords for id_ in leaf_ids(chord.found.header or ())]
-    done = backends.ready_states(app.backend, ids)
-    for chunk in backends.chunks([id_ for id_ in ids if id_ not in done]):
+    done = ready_states(app.backend, ids)
+    for chunk in chunks([id_ for id_ in ids if id_ not in done]):
         app.control.revoke(
             list(chunk), terminate=is_terminating, reply=True, timeout=REVOKING_SECONDS
         )
@@ -253,7 +257,7 @@ def _answer(found: Survey, actions: Sequence[Action]) -> Answer:
     data: dict[str, Any] = {
         "actions": [
             {
-                "chord": action.group_id,
+                "group_id": action.group_id,
                 "action": action.name,
                 "reason": action.reason,
                 "done": action.is_done,

@@ -54,6 +54,8 @@ def metrics(
     if textfile and listen:
         raise click.UsageError("--textfile and --listen exclude each other")
     try:
+        from prometheus_client import write_to_textfile
+
         from .. import metrics as chord_metrics
     except ImportError as exc:
         raise Cannot(str(exc)) from exc
@@ -61,12 +63,16 @@ def metrics(
     if listen:
         serve(registry, *listen)
         return Answer(HEALTHY, is_shown=True)
-    text, is_up = chord_metrics.exposed(registry)
     if textfile:
         try:
-            chord_metrics.write_whole(textfile, text)
+            # It replaces the file at once: a reader never finds half of it.
+            write_to_textfile(str(textfile), registry)
+            text = textfile.read_text(encoding="utf-8")
         except OSError as exc:
             raise Cannot(f"{textfile} cannot be written: {exc.strerror}") from exc
+        is_up = chord_metrics.is_up(text)
+    else:
+        text, is_up = chord_metrics.exposed(registry)
 
     def show(_: Screen) -> None:
         if not textfile:

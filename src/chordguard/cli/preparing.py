@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .. import doctor as doctors
+from ..monitoring.defects import defects
+from ..monitoring.doctor import ask_backend, examine
 from .calling import HEALTHY, PROBLEMS, Answer, Cannot, command
 from .screen import Screen, plural
 
@@ -30,7 +31,7 @@ def ddl(app: Celery | None, dialect: str) -> Answer:
     app they have its table names and schemas.
     """
     try:
-        from ..ledger.database import Tables
+        from ..ledger.tables import Tables
 
         statements = Tables.of(app).ddl(dialect)
         alterations = []
@@ -68,16 +69,16 @@ def doctor(app: Celery, is_connecting: bool) -> Answer:
     """
     from .._install import patch_report
 
-    findings = doctors.examine(app)
+    findings = examine(app)
     if is_connecting:
-        findings += doctors.ask_backend(app)
-    report, defects = patch_report(app), doctors.defects(app)
+        findings += ask_backend(app)
+    report, known = patch_report(app), defects(app)
     data = {
         "patches": [
             {"name": outcome.patch, "status": outcome.status, "reason": outcome.reason}
             for outcome in report
         ],
-        "defects": defects,
+        "defects": known,
         "findings": [
             {
                 "subject": found.subject,
@@ -91,7 +92,7 @@ def doctor(app: Celery, is_connecting: bool) -> Answer:
 
     def show(screen: Screen) -> None:
         screen.line(str(report))
-        screen.line("\n  ".join(["\nDefects of this Celery:", *defects]))
+        screen.line("\n  ".join(["\nDefects of this Celery:", *known]))
         for found in findings:
             screen.line(f"\n{found}")
 

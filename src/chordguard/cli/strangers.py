@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from kombu.utils.encoding import bytes_to_str
 
-from .. import backends, counting
-from ..hooks import UNLOCK
+from ..lifecycle import safety_net
+from ..upstream import backends
+from ..upstream.hooks import UNLOCK
 from .survey import Survey
 
 if TYPE_CHECKING:
@@ -49,7 +50,12 @@ class Stranger:
 
     def facts(self) -> dict[str, Any]:
         """Return what JSON tells of it."""
-        return {"id": self.group_id, "where": self.where, "done": self.done, "size": self.size}
+        return {
+            "group_id": self.group_id,
+            "where": self.where,
+            "done": self.done,
+            "size": self.size,
+        }
 
 
 def strangers_of(app: Celery, found: Survey) -> list[Stranger]:
@@ -94,7 +100,7 @@ def _with_pollers(app: Celery) -> Iterator[Stranger]:
             args = request["args"]
             if request["name"] != UNLOCK or not isinstance(args, (list, tuple)) or not args:
                 continue
-            if request["id"] != counting.unlock_id(args[0]):
+            if request["id"] != safety_net.unlock_id(args[0]):
                 yield Stranger(args[0], f"{UNLOCK} is scheduled on {worker}")
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from .. import completion
-from ..diagnosis import UNKNOWN, Diagnosis, bounded_ledger, diagnose_all, examine_all
 from ..errors import CannotTell
+from ..ledger.access import bounded_ledger
 from ..policy import Policy
-from ..repairing import actions_for
-from ..whereabouts import address_of_broker, broker_of
+from ..recovery.diagnosis import diagnose_all
+from ..recovery.evidence import examine_all
+from ..recovery.kinds import UNKNOWN, Diagnosis
+from ..recovery.repair import actions_for
+from ..upstream.signatures import kind_of, tasks_of, waiting_for
+from ..upstream.workers import address_of_broker, broker_of
 from .calling import CANNOT_TELL, HEALTHY, PROBLEMS
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Chord:
         """Return what JSON tells of it."""
         record = self.found.record
         return {
-            "id": self.id,
+            "group_id": self.id,
             "diagnosis": self.found.kind,
             "reason": self.found.reason,
             "is_stuck": self.is_stuck,
@@ -150,7 +151,7 @@ def survey(
     ids: Sequence[str] | None = None,
     *,
     is_asking: bool = True,
-    max_hours: float | None = None,
+    max_age: float | None = None,
 ) -> Survey:
     """Look at the live chords of an app.
 
@@ -158,13 +159,13 @@ def survey(
         app: An app with the patches.
         ids: The chords; None: all that live.
         is_asking: Ask the workers and read the queues, too, which takes seconds.
-        max_hours: A chord that started longer ago is a problem by that alone.
+        max_age: Seconds; a chord that started longer ago is a problem by that alone.
 
     Raises:
         CannotTell: Result backend, broker or workers do not answer.
         LedgerMissing: The app has no ledger.
     """
-    with _no_collections(), bounded_ledger(app) as ledger:
+    with bounded_ledger(app) as ledger:
         live = list(ledger.group_ids() if ids is None else ids)
         _check_workers(app)
         found = diagnose_all(app, live, ledger=ledger) if is_asking else examine_all(ledger, live)
@@ -175,22 +176,10 @@ def survey(
         if diagnosis.record is None and ids is None:
             continue  # it has ended meanwhile
         age = now - diagnosis.record.created if diagnosis.record else None
-        is_too_old = max_hours is not None and (age or 0.0) > max_hours * 3600
+        is_too_old = max_age is not None and (age or 0.0) > max_age
         failed_members = failures.get(diagnosis.group_id, 0)
         chords.append(Chord(diagnosis, failed_members, age, is_too_old))
     return Survey(sorted(chords, key=lambda chord: -(chord.age or 0.0)))
-
-
-@contextmanager
-def _no_collections() -> Iterator[None]:
-    """Have the process of the command look for no cycles while it reads thousands of records."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _check_workers(app: Celery) -> None:
@@ -211,13 +200,13 @@ def name_of(body: Any) -> str:
     """Return the name of a body's task; of a canvas those of its tasks."""
     if body is None:
         return "?"
-    kind = body.get("subtask_type")
+    kind = kind_of(body)
     if kind == "chain":
-        return " | ".join(map(name_of, body["kwargs"]["tasks"]))
+        return " | ".join(map(name_of, tasks_of(body)))
     if kind == "group":
-        return f"group({', '.join(map(name_of, body['kwargs']['tasks']))})"
+        return f"group({', '.join(map(name_of, tasks_of(body)))})"
     if kind == "chord":
-        leaves = completion.waiting_for(body)
+        leaves = waiting_for(body)
         return f"chord({', '.join(str(leaf.get('task')) for leaf in leaves)})"
     return str(body.get("task"))
 

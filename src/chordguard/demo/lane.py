@@ -86,7 +86,7 @@ def make_app(lane: Lane) -> Celery:
         app.task(name=function.__name__)(function)
     app.task(name="becomes_group", bind=True)(becomes_group)
     if lane.patched:
-        from chordguard import install_patches
+        from .. import install_patches
 
         install_patches(app)
     app.set_default()

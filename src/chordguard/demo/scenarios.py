@@ -8,8 +8,8 @@ from typing import Any
 
 from celery import chain, chord, group
 
-from .. import patches as _all_patches  # noqa: F401 - fills the registry
-from .._patch import Version, celery_5_6, celery_5_7, celery_version, registry
+from ..engine.versions import Version, celery_5_6, celery_5_7, celery_version
+from ..patches import registry
 from ..policy import strict, tolerant
 from .lane import BACKENDS, NOBODYS_QUEUE
 

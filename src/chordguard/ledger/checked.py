@@ -17,8 +17,8 @@ from celery.canvas import Signature, maybe_signature
 from kombu.exceptions import ContentDisallowed
 from kombu.utils.encoding import bytes_to_str
 
-from ..errors import OUTSIDE
-from .model import Header, unpack_data
+from ..errors import OUTSIDE, ChordguardError
+from .packing import Header, unpack_data
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -41,7 +41,7 @@ BODY_UNREADABLE = "its body cannot be read"
 TOLD = 200
 
 
-class ChordUnreadable(Exception):
+class ChordUnreadable(ChordguardError):
     """A chord cannot be ended as it is: the message says what of it is damaged."""
 
 

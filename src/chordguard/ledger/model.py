@@ -2,74 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
-from uuid import uuid4
+from typing import TYPE_CHECKING, Any
 
-from kombu import serialization
-from kombu.utils.encoding import ensure_bytes
-
-from ..errors import is_from_outside
+from ..errors import ChordguardError, is_from_outside
+from . import claims
+from .packing import Header
 
 if TYPE_CHECKING:
-    from celery import Celery
-
-    from ..backends import StoredResult
+    from ..upstream.results import StoredResult
 
 __all__ = (
-    "CLAIM_SECONDS",
     "LONGEST_SECONDS",
     "Claim",
-    "Header",
     "Ledger",
     "Outstanding",
     "Part",
     "Record",
     "RecordLost",
-    "header_of",
-    "leaf_ids",
-    "new_owner",
-    "new_token",
-    "origin",
-    "pack",
-    "pack_data",
-    "process_mark",
-    "unpack_data",
 )
-
-#: The ids of a header's members in header order; a nested list for a member that is a
-#: group of results (a chain that ends in a group).
-Header = Sequence[Any]
-
-#: Seconds for which the one who ends a chord keeps others from doing so, unless it is renewed.
-CLAIM_SECONDS = 60.0
 
 #: Seconds without progress after which what is kept of a chord that is never settled goes.
 LONGEST_SECONDS = 30 * 86400
-
-#: How many characters of a token say which worker it is of, and which process of its pool.
-OWNER_LENGTH, PROCESS_LENGTH = 12, 8
-
-#: How many characters a token has.
-TOKEN_LENGTH = 36
-
-
-def new_owner() -> str:
-    """Return what the tokens of a worker begin with."""
-    return uuid4().hex[:OWNER_LENGTH]
-
-
-#: Whose tokens this process makes: its own, or those of the worker that it is a child of.
-owner = new_owner()
-
-#: The id of this process, once it works in a pool. A process that is forked from it inherits the
-#: value, and is told by its own id not to be meant.
-pool_process = 0
 
 
 @dataclass(frozen=True)
@@ -127,7 +84,7 @@ class Record:
         return self.size is not None and self.returned >= self.size
 
 
-class RecordLost(Exception):
+class RecordLost(ChordguardError):
     """A part of a chord was counted whose record the store has lost; it may be written anew."""
 
 
@@ -161,7 +118,7 @@ class Claim:
     parts: Sequence[Any] | None = None
 
 
-class Ledger(Protocol):
+class Ledger(ABC):
     """Where live chords are counted. Methods raise what the driver raises after its retries."""
 
     backend: Any
@@ -174,9 +131,11 @@ class Ledger(Protocol):
         """Tell whether there is a place to keep chords; create nothing."""
         return True
 
+    @abstractmethod
     def may_count(self) -> bool:
         """Tell whether the server lets chords be counted, as far as is known; warn once if not."""
 
+    @abstractmethod
     def refuse(self, exc: BaseException) -> bool:
         """Stop counting for a while if `exc` says that the server refuses it, and warn once.
 
@@ -184,6 +143,7 @@ class Ledger(Protocol):
             Whether it does; such an exception need not be logged again (see :mod:`.rights`).
         """
 
+    @abstractmethod
     def refused(self) -> Mapping[str, str]:
         """Return what the server refuses to do for the ledger, and its reason for each.
 
@@ -194,6 +154,7 @@ class Ledger(Protocol):
         """Keep a connection between calls in this thread, outside the children of a pool, too."""
         return
 
+    @abstractmethod
     def open(
         self,
         group_id: str,
@@ -214,18 +175,23 @@ class Ledger(Protocol):
             signatures: The packed signatures of its members, if they are kept.
         """
 
+    @abstractmethod
     def set_header(self, group_id: str, header: Header) -> None:
         """Tell the members of a chord that was opened without them."""
 
+    @abstractmethod
     def add(self, group_id: str, header: Header) -> bool:
         """Add members to a live chord; return False when it takes none."""
 
+    @abstractmethod
     def part_of(self, request: Any, state: str, result: Any, *, is_ignored: bool) -> Part:
         """Return the part that a task returns; `is_ignored`: its result is stored nowhere else."""
 
+    @abstractmethod
     def part_from(self, result: StoredResult, index: int) -> Part:
         """Return the part that somebody failed to return; `index` is its place in the header."""
 
+    @abstractmethod
     def count(self, group_id: str, part: Part, token: str | None = None) -> Claim | None:
         """Count a part, unless it was counted before.
 
@@ -241,12 +207,14 @@ class Ledger(Protocol):
             RecordLost: It was counted, but nothing else is known of its chord any more.
         """
 
+    @abstractmethod
     def reopen(self, group_id: str, body: bytes, due: float, timeout: float | None) -> bool:
         """Write the record of a chord anew, as far as one of its members knows it.
 
         The arguments are those of `open`. False where that is not needed.
         """
 
+    @abstractmethod
     def group_ids(self) -> list[str]:
         """Return the ids of all live chords."""
 
@@ -254,12 +222,15 @@ class Ledger(Protocol):
         """Return what is known of a live chord; None for one that has ended, or is unknown."""
         return self.read_all([group_id]).get(group_id)
 
+    @abstractmethod
     def read_all(self, group_ids: Sequence[str]) -> dict[str, Record]:
         """Return what is known of those of `group_ids` that are live, by id."""
 
+    @abstractmethod
     def signatures(self, group_id: str) -> bytes | None:
         """Return the packed signatures of a live chord's members, if they were kept."""
 
+    @abstractmethod
     def outstanding(self, headers: Mapping[str, Header]) -> dict[str, Outstanding]:
         """Return which members of live chords were not counted.
 
@@ -267,24 +238,31 @@ class Ledger(Protocol):
             headers: The members of each chord, by the id of its header.
         """
 
+    @abstractmethod
     def vanished(self, group_id: str, header: Header) -> list[str]:
         """Return the members that were counted and whose results are gone."""
 
+    @abstractmethod
     def failed(self, group_ids: Sequence[str]) -> dict[str, int]:
         """Return how many of the members that were counted had failed, for each live chord."""
 
+    @abstractmethod
     def collect(self, claim: Claim) -> tuple[Header, Mapping[str, StoredResult]]:
         """Return the members' ids, and the results of those that are ready."""
 
+    @abstractmethod
     def claim(self, group_id: str, token: str | None = None) -> Claim | None:
         """Claim a chord, with `token`; None when it is not there or somebody else ends it."""
 
+    @abstractmethod
     def renew(self, claim: Claim) -> bool:
         """Keep a claim for another :data:`CLAIM_SECONDS`; False when somebody else has it."""
 
+    @abstractmethod
     def release(self, claim: Claim) -> None:
         """Give a claim back."""
 
+    @abstractmethod
     def expire(self, is_gone: Callable[[str], bool]) -> int:
         """End the claims that nobody holds any more, now; return how many.
 
@@ -298,7 +276,7 @@ class Ledger(Protocol):
 
         Whatever interrupts that from outside, the claim is given back.
         """
-        token = new_token()
+        token = claims.new_token()
         try:
             yield token
         except BaseException as exc:
@@ -309,8 +287,9 @@ class Ledger(Protocol):
 
     def release_all(self) -> int:
         """End the claims of this worker and its children; return how many."""
-        return self.expire(lambda token: token.startswith(owner))
+        return self.expire(lambda token: token.startswith(claims.owner))
 
+    @abstractmethod
     def close(self, group_id: str, *, has_failed: bool = False) -> None:
         """Forget a chord that has ended.
 
@@ -318,6 +297,7 @@ class Ledger(Protocol):
         Celery leaves it to be read.
         """
 
+    @abstractmethod
     def abandon(self, group_id: str, *, is_known: bool) -> None:
         """Forget a chord that was not sent completely, and never will be.
 
@@ -326,9 +306,11 @@ class Ledger(Protocol):
             is_known: Whether members of it may have been sent, whose parts find it closed.
         """
 
+    @abstractmethod
     def take_due(self, now: float, until: float, limit: int) -> list[str]:
         """Return up to `limit` chords that are due; keep others from looking before `until`."""
 
+    @abstractmethod
     def look_again(self, group_id: str, due: float) -> str | None:
         """Have the watchdog look at a live chord again at `due` (Unix time).
 
@@ -336,69 +318,3 @@ class Ledger(Protocol):
             For a chord that was due but has no record any more: what of it is there all the same,
             in a sentence; None for any other.
         """
-
-
-def new_token() -> str:
-    """Return a token for a claim, which begins with its :func:`origin`."""
-    process = pool_process if pool_process == os.getpid() else 0
-    return (owner + process_mark(process) + uuid4().hex)[:TOKEN_LENGTH]
-
-
-def origin(token: str) -> tuple[str, str]:
-    """Return the owner of a token, and which process of its pool made it (see `process_mark`)."""
-    return token[:OWNER_LENGTH], token[OWNER_LENGTH : OWNER_LENGTH + PROCESS_LENGTH]
-
-
-def process_mark(process: int) -> str:
-    """Return what names a process in a token; 0: none of the pool."""
-    return f"{process:0{PROCESS_LENGTH}x}"
-
-
-def leaf_ids(header: Header) -> Iterator[str]:
-    """Yield the id of each member, in header order."""
-    for item in header:
-        if isinstance(item, str):
-            yield item
-        else:
-            yield from leaf_ids(item)
-
-
-def header_of(results: Sequence[Any]) -> list[Any]:
-    """Return the ids of Celery's result objects, nested as they are."""
-    return [
-        header_of(result.results) if getattr(result, "results", None) is not None else result.id
-        for result in results
-    ]
-
-
-def pack(header: Header) -> str:
-    """Return `header` as text, which :func:`.checked.header_in` reads."""
-    return json.dumps(header, separators=(",", ":"))
-
-
-def pack_data(app: Celery, data: Any) -> bytes:
-    """Return signatures as bytes, in the app's task serializer.
-
-    Raises:
-        kombu.exceptions.EncodeError: They cannot be serialized; neither can their messages.
-    """
-    *kind, data = serialization.dumps(data, app.conf.task_serializer)  # type: ignore[no-untyped-call]
-    packed: bytes = json.dumps(kind).encode() + b"\n" + ensure_bytes(data)  # type: ignore[no-untyped-call]
-    return packed
-
-
-def unpack_data(app: Celery, packed: bytes) -> Any:
-    """Return the data that `pack_data` made `packed` of.
-
-    Raises:
-        kombu.exceptions.ContentDisallowed: The app does not accept its serializer.
-    """
-    kind, _, data = bytes(packed).partition(b"\n")
-    content_type, encoding = json.loads(kind)
-    accept = _accepted(tuple(app.conf.accept_content))
-    return serialization.loads(data, content_type, encoding, accept=accept)  # type: ignore[no-untyped-call]
-
-
-@cache
-def _accepted(content: tuple[str, ...]) -> Any:
-    return serialization.prepare_accept_content(content)  # type: ignore[no-untyped-call]

@@ -14,33 +14,19 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cache, partial
-from hashlib import sha1
-from importlib.resources import files
+from functools import partial
 from typing import Any
-from uuid import uuid4
 
 from celery import states
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
 
-from .. import backends
-from ..backends import StoredResult
-from . import model, rights
+from ..upstream.results import StoredResult, chunks, read_results, ready_states, stored_result
+from . import claims
 from .checked import Reader, header_in
-from .model import (
-    LONGEST_SECONDS,
-    Claim,
-    Header,
-    Ledger,
-    Outstanding,
-    Part,
-    Record,
-    RecordLost,
-    header_of,
-    leaf_ids,
-    new_token,
-    pack,
-)
+from .claims import new_token
+from .model import LONGEST_SECONDS, Claim, Ledger, Outstanding, Part, Record, RecordLost
+from .packing import Header, header_of, leaf_ids, pack
+from .scripts import ChordScripts
 
 __all__ = ("RedisLedger",)
 
@@ -52,9 +38,6 @@ DONE_SECONDS = 300
 #: Seconds for which the keys of a chord outlive the time after which it is settled.
 SPARE_SECONDS = 3600
 
-#: What Redis says of a key of another type.
-WRONG_TYPE = "WRONGTYPE"
-
 #: What is left of a chord that is due but has no record.
 _LEFT = {
     "kept": "its record is gone, and it waits for a part, which brings its body along",
@@ -64,58 +47,16 @@ _LEFT = {
 #: For how many members a script looks at once: nobody else is served meanwhile.
 PORTION = 1000
 
-#: What a warning begins with where Redis refuses what the ledger does.
-COUNTED_BY_CELERY = "Chords are counted by Celery alone, not in the ledger"
-
-#: What Redis says, in a script or to one, that it will say again. From Redis 7.2 on, and on Valkey,
-#: a script without a right fails with other words than before.
-REFUSALS = ("MISCONF", "unknown command", "user executing the script", "ACL failure in script")
-
 #: What is read of a chord's record, beside its header and body; it has the last one for certain.
 _FIELDS = ("size", "created", "progressed", "claimed_until", "seen", "reopened", "lifetime")
 
 
-class RedisLedger(Ledger):
+class RedisLedger(ChordScripts, Ledger):
     """The live chords of one Redis result backend; see :class:`.model.Ledger`.
 
     Arguments:
         backend: Celery's `RedisBackend`, whose client and retry policy are used.
     """
-
-    def __init__(self, backend: Any) -> None:
-        self.backend = backend
-        #: What the keys of all groups begin with.
-        self._groups: bytes = backend.get_key_for_group("-")[:-1]
-        self._key = (backend.url, self._groups)
-
-    def may_count(self) -> bool:
-        return rights.may_count(self._key, self.refused, COUNTED_BY_CELERY)
-
-    def refuse(self, exc: BaseException) -> bool:
-        if not self._is_refusal(exc):
-            return False
-        refused = {"scripts": str(exc)}
-        with suppress(Exception):
-            refused = self.refused() or refused
-        rights.stop_counting(self._key, refused, COUNTED_BY_CELERY)
-        rights.tell(exc)
-        return True
-
-    def refused(self) -> dict[str, str]:
-        try:
-            names = self._run_once("rights", str(uuid4()), (int(self.backend._chord_zset),))
-        except self.backend.redis.exceptions.ResponseError as exc:
-            if not self._is_refusal(exc):
-                raise
-            return {"EVALSHA, or a write,": str(exc)}
-        reason = "the ACL of this user"
-        return {bytes_to_str(name): reason for name in names}  # type: ignore[no-untyped-call]
-
-    def _is_refusal(self, exc: BaseException) -> bool:
-        errors = self.backend.redis.exceptions
-        kinds = (errors.NoPermissionError, errors.ReadOnlyError, errors.OutOfMemoryError)
-        is_known = isinstance(exc, errors.ResponseError) and any(t in str(exc) for t in REFUSALS)
-        return isinstance(exc, kinds) or is_known
 
     def open(
         self,
@@ -172,7 +113,7 @@ class RedisLedger(Ledger):
             getattr(self.backend, "_chord_result_expires", None) or 0,
             time.time(),
             token,
-            _whole(model.CLAIM_SECONDS),
+            _whole(claims.CLAIM_SECONDS),
             int(self._is_celery_5_7),
         )
         what = bytes_to_str(answer[0])  # type: ignore[no-untyped-call]
@@ -189,7 +130,7 @@ class RedisLedger(Ledger):
 
     def read_all(self, group_ids: Sequence[str]) -> dict[str, Record]:
         found: dict[str, Record] = {}
-        for chunk in backends.chunks(group_ids):
+        for chunk in chunks(group_ids):
             answers = self._run_over("records", json.dumps(_FIELDS), chunk)
             for group_id, answer in zip(chunk, answers, strict=True):
                 if answer is not None:
@@ -272,7 +213,7 @@ class RedisLedger(Ledger):
         missing = set(without)
         uncounted: dict[str, StoredResult] = {}
         for task_id, payload in zip(map(bytes_to_str, stored[::2]), stored[1::2], strict=True):
-            result = backends.stored_result(self.backend, task_id, payload)
+            result = stored_result(self.backend, task_id, payload)
             if result.is_ready:
                 uncounted[task_id] = result
             else:
@@ -287,48 +228,59 @@ class RedisLedger(Ledger):
     def failed(self, group_ids: Sequence[str]) -> dict[str, int]:
         names = json.dumps(sorted(states.PROPAGATE_STATES))
         found: dict[str, int] = {}
-        for chunk in backends.chunks(group_ids):
+        for chunk in chunks(group_ids):
             found.update(zip(chunk, self._run_over("failed", names, chunk), strict=True))
         return found
 
     def collect(self, claim: Claim) -> tuple[Header, dict[str, StoredResult]]:
         known = claim.parts
-        parts = self._parts(claim.group_id) if known is None else self._decoded(known)
-        results = {part.task_id: part for part in parts}
+        parts = self.parts(claim.group_id) if known is None else self._decoded(known)
         header = claim.header
         if header is None:
             saved = self.backend.restore_group(claim.group_id)
-            header = [part.task_id for part in parts] if saved is None else header_of(saved.results)
+            header = None if saved is None else header_of(saved.results)
+        return self.collected(header, parts)
+
+    def collected(
+        self, header: Header | None, parts: Sequence[StoredResult]
+    ) -> tuple[Header, dict[str, StoredResult]]:
+        """Return the members' ids and results, given the `parts` that were counted.
+
+        Without a `header` the members are those that returned a part.
+        """
+        results = {part.task_id: part for part in parts}
+        if header is None:
+            header = [part.task_id for part in parts]
         ids = list(leaf_ids(header))
         missing = [task_id for task_id in ids if task_id not in results]
         if missing and len(parts) >= len(ids) == len(header):
             # All came, under other ids: they are taken as Celery takes them.
             return [part.task_id for part in parts], results
-        found = backends.read_results(self.backend, missing)
+        found = read_results(self.backend, missing)
         results.update((id_, result) for id_, result in found.items() if result.is_ready)
         return header, results
 
     def claim(self, group_id: str, token: str | None = None) -> Claim | None:
         token = token or new_token()
-        now, seconds = time.time(), _whole(model.CLAIM_SECONDS)
+        now, seconds = time.time(), _whole(claims.CLAIM_SECONDS)
         answer = self._run("claim", group_id, token, now, seconds)
         if answer is None:
             return None
         return Claim(group_id, token, header_in(answer[0]) if answer else None)
 
     def renew(self, claim: Claim) -> bool:
-        return self._renew(claim, _whole(model.CLAIM_SECONDS))
+        return self._renew(claim, _whole(claims.CLAIM_SECONDS))
 
     def release(self, claim: Claim) -> None:
         self._renew(claim, 0)
 
     def expire(self, is_gone: Callable[[str], bool]) -> int:
         # A chord that is claimed is due when the claim ends, at the latest.
-        latest = time.time() + model.CLAIM_SECONDS + 1
+        latest = time.time() + claims.CLAIM_SECONDS + 1
         live = self._ask(self.backend.client.zrangebyscore, self._due, "-inf", latest)
         ids = [bytes_to_str(group_id) for group_id in live]  # type: ignore[no-untyped-call]
         expired = 0
-        for chunk in backends.chunks(ids):
+        for chunk in chunks(ids):
             keys = [self.key(group_id, ".c") for group_id in chunk]
             tokens = self._ask(self.backend.mget, keys)
             for group_id, token in zip(chunk, tokens, strict=True):
@@ -360,16 +312,12 @@ class RedisLedger(Ledger):
 
     def _are_ready(self, header: Header | None) -> bool:
         ids = list(leaf_ids(header or ()))
-        return bool(ids) and len(backends.ready_states(self.backend, ids)) == len(set(ids))
-
-    @property
-    def _is_celery_5_7(self) -> bool:
-        return hasattr(type(self.backend), "_chord_cleanup_script")
+        return bool(ids) and len(ready_states(self.backend, ids)) == len(set(ids))
 
     def _renew(self, claim: Claim, seconds: int) -> bool:
         return bool(self._run("renew", claim.group_id, claim.token, time.time(), seconds))
 
-    def _parts(self, group_id: str) -> list[StoredResult]:
+    def parts(self, group_id: str) -> list[StoredResult]:
         """Read the parts that were counted, in header order where Celery keeps it."""
         client = self.backend.client
         read = client.zrange if self.backend._chord_zset else client.lrange
@@ -387,65 +335,6 @@ class RedisLedger(Ledger):
                 if isinstance(task_id, str) and isinstance(state, str):
                     parts.append(StoredResult(task_id, state, value))
         return parts
-
-    @property
-    def _due(self) -> bytes:
-        """The key of the index of what is due."""
-        return self.key("chordguard", ".due")
-
-    def key(self, group_id: str, name: str) -> bytes:
-        """Return a key of a chord, as Celery makes those that it counts on."""
-        return self._groups + f"{group_id}{name}".encode()
-
-    def _run_over(self, name: str, what: str, group_ids: Sequence[str]) -> Any:
-        """Run a script over chords."""
-        return self._run(name, "", int(self.backend._chord_zset), what, *group_ids)
-
-    def _run(self, name: str, group_id: str, *values: Any) -> Any:
-        """Run a script on a chord, with the backend's policy of retries.
-
-        One that is about many is given an empty id.
-        """
-        run = partial(self._run_once, name, group_id, values)
-        return self._ask(self._healed, group_id, run)
-
-    def _ask(self, command: Callable[..., Any], *arguments: Any) -> Any:
-        """Return what a command answers, after the backend's retries; note what Redis refuses."""
-        try:
-            return self.backend.ensure(command, arguments)
-        except self.backend.redis.exceptions.ResponseError as exc:
-            self.refuse(exc)
-            raise
-
-    def _healed(self, group_id: str, operation: Callable[[], Any]) -> Any:
-        """Return what an operation does; where a key of the chord has another type, without it."""
-        try:
-            return operation()
-        except self.backend.redis.exceptions.ResponseError as exc:
-            if not group_id or WRONG_TYPE not in str(exc):
-                raise
-            if not self._run_once("heal", group_id, (int(self.backend._chord_zset),)):
-                raise
-            logger.warning("Chord %s: a key of another type was deleted", group_id)
-            return operation()
-
-    def _run_once(self, name: str, group_id: str, values: Sequence[Any]) -> Any:
-        text, digest = _script(name)
-        client = self.backend.client
-        arguments = (2, self._groups, self._due, group_id, *values)
-        try:
-            return client.evalsha(digest, *arguments)
-        except self.backend.redis.exceptions.NoScriptError:
-            return client.eval(text, *arguments)
-
-
-@cache
-def _script(name: str) -> tuple[str, str]:
-    """Return the text and the digest of a script."""
-    folder = files(__package__) / "lua"
-    parts = (folder / f"{part}.lua" for part in ("prelude", name))
-    text = "".join(part.read_text(encoding="utf-8") for part in parts)
-    return text, sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
 def _portions(headers: Mapping[str, Header]) -> Iterator[list[tuple[str, list[str]]]]:

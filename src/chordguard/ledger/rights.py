@@ -10,7 +10,11 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Mapping
 
-__all__ = ("REFUSED_SECONDS", "is_told", "may_count", "stop_counting", "tell")
+__all__ = (
+    "REFUSED_SECONDS",
+    "may_count",
+    "stop_counting",
+)
 
 logger = logging.getLogger("chordguard")
 
@@ -22,9 +26,6 @@ _refused_until: dict[Hashable, float] = {}
 
 #: What was warned of: the ledger, and what its server refused.
 _warned: set[tuple[Hashable, str]] = set()
-
-#: The attribute of an exception that was warned of: `tell` sets it, `is_told` reads it.
-_TOLD = "chordguard_told"
 
 
 def may_count(key: Hashable, ask: Callable[[], Mapping[str, str]], message: str) -> bool:
@@ -71,13 +72,3 @@ def stop_counting(key: Hashable, refused: Mapping[str, str], message: str) -> No
             next(iter(refused.values())),
             REFUSED_SECONDS,
         )
-
-
-def tell(exc: BaseException) -> None:
-    """Note that `exc` was warned of."""
-    setattr(exc, _TOLD, True)
-
-
-def is_told(exc: BaseException | None) -> bool:
-    """Return whether `exc` was warned of, so that it need not be logged again."""
-    return getattr(exc, _TOLD, False)

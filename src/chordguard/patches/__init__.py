@@ -2,7 +2,58 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ..engine.report import Outcome, outcome_of
+from .canvas import (
+    body_group_ids,
+    delayed_headers,
+    eager_chords,
+    generator_errors,
+    generator_headers,
+    group_bodies,
+    half_sent_chords,
+    header_order,
+    lazy_groups,
+    linked_groups,
+    nested_group_ids,
+    per_chord_choice,
+    replaced_group_order,
+)
+from .database import (
+    atomic_results,
+    bounded_unlock,
+    counted_chords,
+    ignored_results,
+    routed_unlock,
+    tolerant_unlock,
+    wide_results,
+)
+from .redis import collected_results, counted_parts, tolerant_parts
+from .results import (
+    chain_failures,
+    chord_failures,
+    header_errbacks,
+    linear_waiting,
+    member_errors,
+    tolerated_parents,
+)
+from .worker import (
+    ignored_members,
+    uninterrupted_parts,
+    unpicklable_failures,
+    unreadable_members,
+    unregistered_members,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from celery import Celery
+
+    from ..engine.patch import Patch
+
+__all__ = ("ORDER", "outcomes", "registry")
 
 #: In the order in which they are put on: a later one lies around an earlier one that wraps
 #: the same function. `counted_chords` answers before `bounded_unlock` decides, and that before
@@ -10,41 +61,61 @@ from importlib import import_module
 #: sees what they leave when it fails; `linear_waiting` watches the parents that
 #: `tolerated_parents` leaves and `member_errors` asks once more.
 ORDER = (
-    "canvas.generator_headers",
-    "canvas.generator_errors",
-    "canvas.lazy_groups",
-    "canvas.header_order",
-    "canvas.nested_group_ids",
-    "canvas.group_bodies",
-    "canvas.linked_groups",
-    "canvas.body_group_ids",
-    "canvas.replaced_group_order",
-    "canvas.per_chord_choice",
-    "canvas.delayed_headers",
-    "canvas.eager_chords",
-    "worker.unpicklable_failures",
-    "worker.uninterrupted_parts",
-    "worker.ignored_members",
-    "worker.unregistered_members",
-    "worker.unreadable_members",
-    "results.chain_failures",
-    "results.chord_failures",
-    "results.header_errbacks",
-    "results.tolerated_parents",
-    "results.member_errors",
-    "results.linear_waiting",
-    "redis.collected_results",
-    "redis.tolerant_parts",
-    "redis.counted_parts",
-    "database.tolerant_unlock",
-    "database.bounded_unlock",
-    "database.routed_unlock",
-    "database.wide_results",
-    "database.atomic_results",
-    "database.ignored_results",
-    "database.counted_chords",
-    "canvas.half_sent_chords",
+    generator_headers,
+    generator_errors,
+    lazy_groups,
+    header_order,
+    nested_group_ids,
+    group_bodies,
+    linked_groups,
+    body_group_ids,
+    replaced_group_order,
+    per_chord_choice,
+    delayed_headers,
+    eager_chords,
+    unpicklable_failures,
+    uninterrupted_parts,
+    ignored_members,
+    unregistered_members,
+    unreadable_members,
+    chain_failures,
+    chord_failures,
+    header_errbacks,
+    tolerated_parents,
+    member_errors,
+    linear_waiting,
+    collected_results,
+    tolerant_parts,
+    counted_parts,
+    tolerant_unlock,
+    bounded_unlock,
+    routed_unlock,
+    wide_results,
+    atomic_results,
+    ignored_results,
+    counted_chords,
+    half_sent_chords,
 )
 
-for _name in ORDER:
-    import_module(f".{_name}", __name__)
+
+def by_name(patches: Iterable[Patch]) -> dict[str, Patch]:
+    """Return the patches by their names.
+
+    Raises:
+        ValueError: Two of them have the same name.
+    """
+    named: dict[str, Patch] = {}
+    for patch in patches:
+        if patch.name in named:
+            raise ValueError(f"two patches are called {patch.name!r}")
+        named[patch.name] = patch
+    return named
+
+
+#: Every fix by its name, in the order in which they are put on.
+registry = by_name(module.patch for module in ORDER)
+
+
+def outcomes(app: Celery) -> list[Outcome]:
+    """Return what became of each patch for `app`."""
+    return [outcome_of(patch, app) for patch in registry.values()]

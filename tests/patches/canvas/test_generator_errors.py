@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from celery import chord
 
-from chordguard import counting
+from chordguard.ledger.access import ledger_of
 from tests.chords.troubled import raising_header
 
 on_both = pytest.mark.parametrize("backend_kind", ["redis", "sqlite"])
@@ -23,7 +23,7 @@ def test_error_is_raised(with_fix, count):
 
 @on_both
 def test_nothing_is_left(with_fix):
-    ledger = counting.ledger_of(with_fix.app.backend)
+    ledger = ledger_of(with_fix.app.backend)
     before = ledger.group_ids()
 
     with pytest.raises(LookupError):

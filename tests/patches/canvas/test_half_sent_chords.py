@@ -6,8 +6,8 @@ import pytest
 from celery import chain, chord, group
 from kombu.exceptions import OperationalError
 
-from chordguard import counting
-from chordguard._patch import celery_5_7, celery_version
+from chordguard.engine.versions import celery_5_7, celery_version
+from chordguard.ledger.access import ledger_of
 from tests.app_factory import make_app
 from tests.chords.traces import traces
 from tests.chords.troubled import UNSENDABLE, broken, send_in_vain
@@ -128,7 +128,7 @@ def test_caller_gets_the_error_though_the_backend_is_away(with_fix, monkeypatch,
     def refuse(*_, **__):
         raise ConnectionError("away")
 
-    ledger = type(counting.ledger_of(with_fix.app.backend))
+    ledger = type(ledger_of(with_fix.app.backend))
     monkeypatch.setattr(ledger, "abandon", refuse)
 
     assert send_in_vain(broken(with_fix.tasks, 1))

@@ -13,7 +13,7 @@ from celery.states import EXCEPTION_STATES, READY_STATES
 from celery.utils import uuid
 from sqlalchemy.pool import NullPool
 
-from chordguard._patch import celery_5_7, celery_version
+from chordguard.engine.versions import celery_5_7, celery_version
 from tests.app_factory import make_app
 from tests.chords.troubled import late_retry
 from tests.harness import Stack

@@ -5,7 +5,7 @@ from celery import chord
 from celery.exceptions import ChordError
 
 from chordguard import strict, tolerant
-from chordguard._patch import celery_5_7, celery_version
+from chordguard.engine.versions import celery_5_7, celery_version
 from tests.harness import wait_until
 
 #: Where parts are counted the poller is a safety net, which this fix is not asked about.

@@ -11,9 +11,9 @@ from celery.exceptions import ChordError
 from celery.signals import before_task_publish
 
 from chordguard import strict, tolerant
-from chordguard.counting import unlock_id
-from chordguard.ledger.database import DatabaseLedger
 from chordguard.ledger.model import Part
+from chordguard.ledger.sql import DatabaseLedger
+from chordguard.lifecycle.safety_net import unlock_id
 from tests.app_factory import make_app
 from tests.harness import UNLOCK, Cluster, running_worker, wait_until
 

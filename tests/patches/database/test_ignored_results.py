@@ -5,7 +5,8 @@ from celery import chain, chord, group, states
 from celery.app.task import Context
 from celery.utils import uuid
 
-from chordguard import backends, strict, tolerant
+from chordguard import strict, tolerant
+from chordguard.upstream.results import read_results
 from tests.app_factory import make_app
 from tests.harness import UNLOCK, wait_until
 from tests.patches.database.test_counted_chords import statements
@@ -49,7 +50,7 @@ CANVASES = {
 def stored(cluster, result):
     """Return the members of a chord that have a result in the database."""
     ids = [member.id for member in result.parent]
-    return [id_ for id_ in ids if id_ in backends.read_results(cluster.app.backend, ids)]
+    return [id_ for id_ in ids if id_ in read_results(cluster.app.backend, ids)]
 
 
 @on_sqlite
@@ -195,4 +196,4 @@ def test_task_of_no_chord_is_not_stored(with_fix):
     result = with_fix.tasks.ignored_result.delay(1)
     wait_until(lambda: f"[{result.id}] succeeded" in with_fix.worker.log_text(), what="the task")
 
-    assert {} == backends.read_results(with_fix.app.backend, [result.id])
+    assert {} == read_results(with_fix.app.backend, [result.id])

@@ -10,9 +10,10 @@ from celery.exceptions import ChordError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError
 
-from chordguard import counting, strict, tolerant
-from chordguard._patch import celery_5_7, celery_version
-from chordguard.ledger import model
+from chordguard import strict, tolerant
+from chordguard.engine.versions import celery_5_7, celery_version
+from chordguard.ledger import claims
+from chordguard.ledger.access import ledger_of
 from tests.chords.stuck import waiting_chord
 from tests.chords.troubled import key_of, lose_parts, run_again
 from tests.harness import running_worker, wait_until
@@ -31,7 +32,7 @@ def keys_of(cluster, result):
     client = cluster.app.backend.client
     start = cluster.app.backend.get_key_for_group(result.parent.id, "")
     found = {key.removeprefix(start).decode() for key in client.scan_iter(start + b"*", count=1000)}
-    due = counting.ledger_of(cluster.app.backend).key("chordguard", ".due")
+    due = ledger_of(cluster.app.backend).key("chordguard", ".due")
     return found | ({"due"} if client.zscore(due, result.parent.id) is not None else set())
 
 
@@ -182,10 +183,10 @@ class TestClaims:
         assert stays_pending(result)
 
     def test_are_taken_over(self, with_fix, gate, record, monkeypatch):
-        monkeypatch.setattr(model, "CLAIM_SECONDS", 2)
+        monkeypatch.setattr(claims, "CLAIM_SECONDS", 2)
         result = waiting_chord(with_fix, gate, with_fix.tasks.collect.s(record=record.path))
 
-        assert counting.ledger_of(with_fix.app.backend).claim(result.parent.id)
+        assert ledger_of(with_fix.app.backend).claim(result.parent.id)
         gate.open()
 
         assert [1, 2] == with_fix.run(result)
@@ -248,7 +249,7 @@ class TestKeys:
         with_fix.outcome(result)
         wait_until(lambda: ".s" not in keys_of(with_fix, result), what="end")
 
-        ledger = counting.ledger_of(with_fix.app.backend)
+        ledger = ledger_of(with_fix.app.backend)
         ledger.open(result.parent.id, ["a", "b"], None, time.time() + 600, 600)
         assert ".j" not in keys_of(with_fix, result)
         ledger.close(result.parent.id)
@@ -263,7 +264,7 @@ class TestKeys:
         client = with_fix.app.backend.client
         ends = keys_of(with_fix, result) - {"due"}
         lives = {end: client.ttl(key_of(with_fix, result, end)) for end in ends}
-        due = counting.ledger_of(with_fix.app.backend).key("chordguard", ".due")
+        due = ledger_of(with_fix.app.backend).key("chordguard", ".due")
         lives["due"] = client.ttl(due)
 
         gate.open()
@@ -283,7 +284,7 @@ class TestMixedWorkers:
             assert [list(range(10))] * 10 == [with_fix.run(result) for result in results]
 
         assert 10 == record.count("body")
-        left, ledger = {}, counting.ledger_of(with_fix.app.backend)
+        left, ledger = {}, ledger_of(with_fix.app.backend)
         for result in results:
             with suppress(AssertionError):
                 wait_until(lambda r=result: keys_of(with_fix, r) <= {".c"}, 20, "no keys")

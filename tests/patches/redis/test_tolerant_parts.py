@@ -5,7 +5,7 @@ from celery import chain, chord, group
 from celery.app.task import Context
 
 from chordguard import strict, tolerant
-from chordguard._patch import celery_5_7, celery_version
+from chordguard.engine.versions import celery_5_7, celery_version
 from tests.harness import wait_until
 
 pytestmark = [

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from celery import chain, chord, group
 
-from chordguard._patch import celery_5_7, celery_version
+from chordguard.engine.versions import celery_5_7, celery_version
 from tests.harness import is_ready
 
 polled = pytest.mark.cluster(settings={"chord_ledger": False})

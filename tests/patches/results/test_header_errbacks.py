@@ -4,7 +4,7 @@ import pytest
 from celery import chain, chord, group
 
 from chordguard import strict, tolerant
-from chordguard._patch import celery_5_3, celery_version
+from chordguard.engine.versions import celery_5_3, celery_version
 from tests.harness import wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:task_allow_error_cb_on_chord_header")

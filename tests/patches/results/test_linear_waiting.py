@@ -5,8 +5,8 @@ from celery import chord
 from celery.exceptions import ChordError
 from celery.exceptions import TimeoutError as NotInTime
 
-from chordguard import waiting
-from chordguard._patch import celery_5_7, celery_version
+from chordguard.engine.versions import celery_5_7, celery_version
+from chordguard.lifecycle import waiting
 
 #: Members of the header that are not done while the test waits.
 SIZE = 30

@@ -4,7 +4,7 @@ import pytest
 from celery import chain, chord, group
 
 from chordguard import tolerant
-from chordguard._patch import celery_5_7, celery_version
+from chordguard.engine.versions import celery_5_7, celery_version
 from tests.harness import is_ready
 
 polled = pytest.mark.cluster(settings={"chord_ledger": False})

@@ -7,7 +7,7 @@ import threading
 import pytest
 from celery import chord
 
-from chordguard.ledger import model
+from chordguard.ledger import claims
 from chordguard.patches.worker.uninterrupted_parts import SIGNALS, SOFT_LIMIT, held_off
 
 on_all = pytest.mark.parametrize("backend_kind", ["redis", "sqlite", "postgresql"])
@@ -37,7 +37,7 @@ def test_limit_that_strikes_a_task_of_no_chord_is_the_pools(with_fix):
 @pytest.fixture
 def received(monkeypatch):
     """The signals that came to this process, which is thought to be a child of a pool."""
-    monkeypatch.setattr(model, "pool_process", os.getpid())
+    monkeypatch.setattr(claims, "pool_process", os.getpid())
     came = []
     before = {
         number: signal.signal(number, lambda number, _: came.append(number)) for number in SIGNALS
@@ -80,7 +80,7 @@ class TestHeldOff:
         assert signal.getsignal(number) is before
 
     def test_process_outside_a_pool_is_left_alone(self, received, number, monkeypatch):
-        monkeypatch.setattr(model, "pool_process", 0)
+        monkeypatch.setattr(claims, "pool_process", 0)
         with held_off():
             os.kill(os.getpid(), number)
             assert [number] == received

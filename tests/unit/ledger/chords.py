@@ -12,9 +12,9 @@ from celery import Celery
 from celery.app.task import Context
 from celery.utils import uuid
 
-from chordguard.backends import is_redis
-from chordguard.ledger.database import DatabaseLedger
-from chordguard.ledger.model import leaf_ids
+from chordguard.ledger.packing import leaf_ids
+from chordguard.ledger.sql import DatabaseLedger
+from chordguard.upstream.backends import is_redis
 from tests import tasks
 
 THREADS = 8
@@ -80,7 +80,7 @@ def count(ledger, group_id, task_ids):
 def counted(ledger, group_id):
     """Return the ids of the members that were counted."""
     if is_redis(ledger.backend):
-        return {part.task_id for part in ledger._parts(group_id)}
+        return {part.task_id for part in ledger.parts(group_id)}
     return ledger.counted(group_id)
 
 

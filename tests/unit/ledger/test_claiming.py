@@ -7,8 +7,8 @@ import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils import uuid
 
-from chordguard.ledger import model
-from chordguard.ledger.model import CLAIM_SECONDS, new_owner
+from chordguard.ledger import claims
+from chordguard.ledger.claims import CLAIM_SECONDS, new_owner
 from tests.unit.ledger.chords import (
     LATER,
     THREADS,
@@ -29,7 +29,7 @@ def test_claim_of_nobody_keeps_no_other_from_being_ended(ledger):
     ledger.look_again(damaged, time.time() + 30)
     assert ledger.claim(dead)
 
-    assert 1 <= ledger.expire(lambda token: token.startswith(model.owner))
+    assert 1 <= ledger.expire(lambda token: token.startswith(claims.owner))
     assert ledger.claim(dead)
 
 
@@ -84,9 +84,9 @@ class TestAsking:
 
 class TestClaiming:
     def test_chord_is_claimed_once(self, ledger, group_id):
-        claims = at_once([lambda: ledger.claim(group_id)] * THREADS)
+        answers = at_once([lambda: ledger.claim(group_id)] * THREADS)
 
-        (claim,) = filter(None, claims)
+        (claim,) = filter(None, answers)
         assert ["a", ["b"], "c"] == claim.header
 
     def test_unknown_chord_cannot_be_claimed(self, ledger):
@@ -144,7 +144,7 @@ class TestClaiming:
 class TestRenewing:
     def test_claim_that_is_renewed_lasts_longer(self, ledger, group_id, monkeypatch):
         with monkeypatch.context() as patched:
-            patched.setattr("chordguard.ledger.model.CLAIM_SECONDS", 10.0)
+            patched.setattr("chordguard.ledger.claims.CLAIM_SECONDS", 10.0)
             claim = ledger.claim(group_id)
         assert ledger.read(group_id).claimed_until <= time.time() + 11
 
@@ -181,7 +181,7 @@ class TestRenewing:
 
 class TestReleasingAll:
     def test_claims_of_others_are_left(self, ledger, monkeypatch):
-        owner = "chordguard.ledger.model.owner"
+        owner = "chordguard.ledger.claims.owner"
         monkeypatch.setattr(owner, new_owner())
         theirs = start(ledger, ["a"])
         assert ledger.claim(theirs)
@@ -205,8 +205,8 @@ class TestReleasingAll:
 
 
 class TestExpiring:
-    def expire(self, ledger, *claims):
-        tokens = [claim.token for claim in claims]
+    def expire(self, ledger, *claimed):
+        tokens = [claim.token for claim in claimed]
         return ledger.expire(lambda token: token in tokens)
 
     @pytest.mark.parametrize("by", ["claim", "count"])
@@ -242,15 +242,15 @@ class TestExpiring:
 
 class TestTokens:
     def test_they_name_worker_and_process_of_the_pool(self, monkeypatch):
-        monkeypatch.setattr(model, "pool_process", os.getpid())
-        token = model.new_token()
+        monkeypatch.setattr(claims, "pool_process", os.getpid())
+        token = claims.new_token()
 
-        assert (model.owner, model.process_mark(os.getpid())) == model.origin(token)
+        assert (claims.owner, claims.process_mark(os.getpid())) == claims.origin(token)
         assert 36 == len(token)
-        assert token != model.new_token()
+        assert token != claims.new_token()
 
     @pytest.mark.parametrize("process", [0, 1], ids=["none of the pool", "forked from one"])
     def test_other_processes_are_not_named(self, process, monkeypatch):
-        monkeypatch.setattr(model, "pool_process", process)
+        monkeypatch.setattr(claims, "pool_process", process)
 
-        assert (model.owner, model.process_mark(0)) == model.origin(model.new_token())
+        assert (claims.owner, claims.process_mark(0)) == claims.origin(claims.new_token())

@@ -5,8 +5,9 @@ import time
 import pytest
 from celery.utils import uuid
 
-from chordguard.backends import StoredResult
-from chordguard.ledger.model import CLAIM_SECONDS, Part
+from chordguard.ledger.claims import CLAIM_SECONDS
+from chordguard.ledger.model import Part
+from chordguard.upstream.results import StoredResult
 from tests.unit.ledger.chords import (
     at_once,
     count,

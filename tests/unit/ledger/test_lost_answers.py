@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from celery.utils import uuid
 from sqlalchemy.engine import Engine
 
-import chordguard.ledger.redis
-from chordguard.backends import is_redis
+import chordguard.ledger.scripts
+from chordguard.upstream.backends import is_redis
 from tests.unit.ledger.chords import LATER, count, counted, in_redis, start
 
 
@@ -58,7 +58,7 @@ def first_answer_lost(ledger, monkeypatch):
     def in_redis():
         client = ledger.backend.client
         for name in ("add", "claim", "close", "count", "due", "look", "renew", "size"):
-            client.script_load(chordguard.ledger.redis._script(name)[0])
+            client.script_load(chordguard.ledger.scripts._script(name)[0])
         error = redis.exceptions.ConnectionError("lost")
         pipeline = type(client.pipeline())
         execute = Lost(error, pipeline.execute)

@@ -5,7 +5,7 @@ import time
 from celery.utils import uuid
 
 from chordguard.ledger.checked import body_of
-from chordguard.ledger.model import pack_data
+from chordguard.ledger.packing import pack_data
 from tests import tasks
 from tests.unit.ledger.chords import LATER, at_once, count, in_sql, start
 

@@ -5,7 +5,7 @@ from celery.utils import uuid
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-import chordguard.ledger.redis
+import chordguard.ledger.scripts
 from tests.unit.ledger.chords import count, in_redis, part_of, start
 
 pytestmark = in_redis
@@ -15,8 +15,8 @@ def test_server_that_does_not_know_them_gets_their_text(ledger, monkeypatch):
     def forgotten(name):
         return script(name)[0], "0" * 40
 
-    script = chordguard.ledger.redis._script
-    monkeypatch.setattr("chordguard.ledger.redis._script", forgotten)
+    script = chordguard.ledger.scripts._script
+    monkeypatch.setattr("chordguard.ledger.scripts._script", forgotten)
     group_id = start(ledger, ["a", "b"])
 
     assert [None, True] == [claim and True for claim in count(ledger, group_id, "ab")]
@@ -30,7 +30,7 @@ def test_parts_are_kept_as_celery_keeps_them(ledger, is_ordered):
     parts = [part_of(ledger, "b", 2, index=1), part_of(ledger, "a", 1, index=0)]
     claims = [ledger.count(group_id, part) for part in parts]
 
-    ids = [part.task_id for part in ledger._parts(group_id)]
+    ids = [part.task_id for part in ledger.parts(group_id)]
     assert (["a", "b"] if is_ordered else ["b", "a"]) == ids
     assert ["a", "b"] == ledger.collect(claims[1])[0]
 
@@ -56,7 +56,7 @@ def test_member_without_a_place_comes_last(ledger):
     for task_id, index in (("c", None), ("b", 1), ("a", 0)):
         ledger.count(group_id, part_of(ledger, task_id, index=index))
 
-    assert ["a", "b", "c"] == [part.task_id for part in ledger._parts(group_id)]
+    assert ["a", "b", "c"] == [part.task_id for part in ledger.parts(group_id)]
 
 
 def test_reading_is_tried_again(ledger, group_id, monkeypatch):

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import sqlalchemy as sa
 
-from chordguard.ledger.database import DatabaseLedger
 from chordguard.ledger.model import Part
+from chordguard.ledger.sql import DatabaseLedger
 from tests.harness import wait_until
 from tests.unit.ledger.chords import on, start
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from celery import Celery
 
-from chordguard.ledger.database import Tables
+from chordguard.ledger.tables import Tables
 from tests.unit.ledger.chords import THREADS, at_once, in_sql, ledger_on
 
 

@@ -15,15 +15,19 @@ from typing import Any
 from celery import states
 from kombu.utils.uuid import uuid
 
-from ... import completion
-from ..._patch import Patch, celery_5_7, celery_version
-from ...backends import StoredResult
+from ...engine.patch import Defect, Patch
+from ...engine.versions import celery_5_7, celery_version
+from ...ledger.packing import header_of
+from ...lifecycle.errbacks import call_errbacks
+from ...lifecycle.joining import collect
+from ...lifecycle.waiting import leaves_of
 from ...policy import Policy, tolerates
-from ...waiting import leaves_of
+from ...upstream.results import StoredResult
+from ...upstream.signatures import giving, kind_of
 
 patch = Patch(
-    name="eager_chords",
-    defects={"A13": "eager mode: a failed header task raises out of apply_async, no errback runs"},
+    "eager_chords",
+    Defect("A13", "eager mode: a failed header task raises out of apply_async, no errback runs"),
 )
 
 
@@ -52,12 +56,10 @@ def _apply(
     results = list(_run_header(chord, args or (), kwargs or {}))
     stored = {leaf.id: _as_stored(app, leaf) for result in results for leaf in leaves_of(result)}
     try:
-        gathered = completion.collect(
-            completion.header_of(results), stored, Policy.of(app, callback)
-        )
+        gathered = collect(header_of(results), stored, Policy.of(app, callback))
     except ChordError as exc:
         task_id = callback.options.get("task_id") or uuid()
-        completion.call_errbacks(app.backend, callback, exc, task_id=task_id, is_eager=True)
+        call_errbacks(app.backend, callback, exc, task_id=task_id, is_eager=True)
         return EagerResult(task_id, exc, states.FAILURE)
     return callback.apply(args=(gathered,))
 
@@ -83,13 +85,11 @@ def _failed_as(task: Any, app: Any, exc: Exception) -> Any:
     from celery.result import EagerResult
 
     task = maybe_signature(task, app=app)
-    kind = task.get("subtask_type")
-    if kind == "chain" and task.tasks:
-        return _failed_as(task.tasks[-1], app, exc)
-    if kind == "chord" and task.body is not None:
-        return _failed_as(task.body, app, exc)
-    if kind == "group":
-        return app.GroupResult(uuid(), [_failed_as(step, app, exc) for step in task.tasks])
+    parts = giving(task)
+    if kind_of(task) == "group":
+        return app.GroupResult(uuid(), [_failed_as(part, app, exc) for part in parts or ()])
+    if parts:
+        return _failed_as(parts[0], app, exc)
     return EagerResult(uuid(), exc, states.FAILURE)
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from celery import _state
 
-from ..._patch import Patch, patched_apps
+from ...engine.patch import Defect, Patch, patched_apps
 
 patch = Patch(
-    name="generator_errors",
-    defects={"B17": "a generator header raises after its first task: the body runs with it alone"},
+    "generator_errors",
+    Defect("B17", "a generator header raises after its first task: the body runs with it alone"),
 )
 
 
@@ -53,7 +53,6 @@ def app_of_canvas(*_: Any) -> Any:
     return next((app for app in patched_apps() if app is current), None)
 
 
-@patch.wraps("celery.canvas", "regen", app_of=app_of_canvas)
-def regen(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-    tasks = args[0] if args else kwargs["it"]
-    return wrapped(_Tasks(tasks) if isinstance(tasks, Iterator) else tasks)
+@patch.wraps("celery.canvas", "regen", app_of=app_of_canvas, takes={"it": 0})
+def regen(wrapped: Any, instance: Any, args: Any, kwargs: Any, *, it: Any) -> Any:
+    return wrapped(_Tasks(it) if isinstance(it, Iterator) else it)

@@ -14,12 +14,16 @@ from typing import Any
 
 from kombu.utils.uuid import uuid
 
-from ..._patch import SQL, Patch, celery_5_3
+from ...engine.patch import SQL, Defect, Patch
+from ...engine.versions import celery_5_3
 
 patch = Patch(
-    name="generator_headers",
-    defects={"B1": "SQL: a generator header sends only two of its tasks, the chord never ends"},
-    until=celery_5_3,
+    "generator_headers",
+    Defect(
+        "B1",
+        "SQL: a generator header sends only two of its tasks, the chord never ends",
+        until=celery_5_3,
+    ),
     backends=(SQL,),
 )
 

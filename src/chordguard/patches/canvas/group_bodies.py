@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ..._patch import Patch
+from ...engine.patch import Defect, Patch
+from ...upstream.signatures import giving, kind_of
 
 patch = Patch(
-    name="group_bodies",
-    defects={
-        "B14": "what follows a chord whose body is a group runs once for each task of the group"
-    },
+    "group_bodies",
+    Defect(
+        "B14", "what follows a chord whose body is a group runs once for each task of the group"
+    ),
 )
 
 
@@ -55,13 +56,8 @@ def _joined(steps: Iterable[Any], app: Any) -> list[Any]:
 
 def _gives_a_group(step: Any) -> bool:
     """Tell whether `step` is a chord that gives the results of a group."""
-    return step.get("subtask_type") == "chord" and _ends_in_a_group(step)
+    return kind_of(step) == "chord" and _ends_in_a_group(step)
 
 
 def _ends_in_a_group(signature: Any) -> bool:
-    kind, kwargs = signature.get("subtask_type"), signature.get("kwargs") or {}
-    if kind == "chord":
-        return bool(kwargs.get("body")) and _ends_in_a_group(kwargs["body"])
-    if kind == "chain":
-        return any(map(_ends_in_a_group, list(kwargs.get("tasks") or ())[-1:]))
-    return bool(kind == "group")
+    return kind_of(signature) == "group" or any(map(_ends_in_a_group, giving(signature) or ()))

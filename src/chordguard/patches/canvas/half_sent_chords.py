@@ -13,14 +13,17 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from ... import backends, counting, starting
-from ..._patch import Patch
+from ...engine.patch import Defect, Patch
+from ...ledger.access import ledger_of
+from ...lifecycle import starting
+from ...log import warn_once
+from ...upstream import backends
 
 logger = logging.getLogger("chordguard")
 
 patch = Patch(
-    name="half_sent_chords",
-    defects={"C3": "a chord that cannot be sent leaves a poller, keys and rows behind"},
+    "half_sent_chords",
+    Defect("C3", "a chord that cannot be sent leaves a poller, keys and rows behind"),
 )
 
 
@@ -31,29 +34,31 @@ def _app_of_run(*_: Any) -> Any:
 
 @patch.wraps("celery.canvas", "_chord.run")
 def run(wrapped: Any, chord: Any, args: Any, kwargs: Any) -> Any:
-    with starting.running(args[0] if args else kwargs["header"]) as run:
-        is_closed = False
-        try:
-            result = wrapped(*args, **kwargs)
-            _send_poller(run)
-        except BaseException:
-            # One that may have been sent completely is left to itself, or to its timeout.
-            is_closed = not run.may_be_whole and run.group_id is not None
-            if is_closed:
-                _close(run)
-            raise
-        finally:
-            if run.around is not None and not is_closed:
-                run.around.sends()
+    run = starting.run_now()
+    if run is None:
+        return wrapped(*args, **kwargs)
+    is_closed = False
+    try:
+        result = wrapped(*args, **kwargs)
+        _send_poller(run)
+    except BaseException:
+        # One that may have been sent completely is left to itself, or to its timeout.
+        is_closed = not run.may_be_whole and run.group_id is not None
+        if is_closed:
+            _close(run)
+        raise
+    finally:
+        if run.outer is not None and not is_closed:
+            run.outer.sends()
     return result
 
 
-@patch.wraps("celery.canvas", "group._apply_tasks")
-def apply_tasks(wrapped: Any, group: Any, args: Any, kwargs: Any) -> Any:
+@patch.wraps("celery.canvas", "group._apply_tasks", takes={"tasks": 0})
+def apply_tasks(wrapped: Any, group: Any, args: Any, kwargs: Any, *, tasks: Any) -> Any:
     run = starting.run_now()
     if run is None or run.header is not group:
         return wrapped(*args, **kwargs)
-    return wrapped(_until_last(args[0], run), *args[1:], **kwargs)
+    return wrapped(_until_last(tasks, run), *args[1:], **kwargs)
 
 
 def _until_last(tasks: Any, run: starting.Run) -> Iterator[Any]:
@@ -63,9 +68,10 @@ def _until_last(tasks: Any, run: starting.Run) -> Iterator[Any]:
     run.is_last = True
 
 
-@patch.wraps("celery.backends.base", "Backend.fallback_chord_unlock")
-def fallback_chord_unlock(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
-    header_result = args[0] if args else kwargs["header_result"]
+@patch.wraps("celery.backends.base", "Backend.fallback_chord_unlock", takes={"header_result": 0})
+def fallback_chord_unlock(
+    wrapped: Any, backend: Any, args: Any, kwargs: Any, *, header_result: Any
+) -> Any:
     run = starting.run_of(header_result.id)
     if run is None or run.is_last or starting.is_lazy(header_result.results):
         return wrapped(*args, **kwargs)
@@ -105,13 +111,15 @@ def _close(run: starting.Run) -> None:
     backend = app.backend
     try:
         # On Redis Celery's own keys are taken away, too.
-        ledger = counting.ledger_of(backend, asked=not backends.is_redis(backend))
+        ledger = ledger_of(backend, asked=not backends.is_redis(backend))
         if ledger is not None:
             ledger.abandon(group_id, is_known=run.has_sent)
     except Exception:  # noqa: BLE001 - it is logged
-        counting.warn_once("Chord %s was not sent, what is left of it stays", group_id)
+        warn_once(
+            "Chord %s was not sent completely; could not remove what it left behind", group_id
+        )
     if run.poller is not None:
         try:
             app.control.revoke(run.poller)
         except Exception:  # noqa: BLE001 - it is logged
-            counting.warn_once("Chord %s was not sent, its poller stays", group_id)
+            warn_once("Chord %s was not sent completely; could not revoke its poller", group_id)

@@ -7,35 +7,28 @@ the header is unrolled in order before Celery walks it. Unreported upstream.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableSequence
+from collections.abc import MutableSequence
 from typing import Any
 
-from ..._patch import Patch
+from ...engine.patch import Defect, Patch
+from ...upstream.signatures import kind_of, unrolled
 
 patch = Patch(
-    name="header_order",
-    defects={"B10": "the results of a group inside the header come in the wrong order"},
+    "header_order",
+    Defect("B10", "the results of a group inside the header come in the wrong order"),
 )
 
 
 @patch.wraps("celery.canvas", "group._freeze_unroll")
 def freeze_unroll(wrapped: Any, group: Any, args: Any, kwargs: Any) -> Any:
-    tasks = list(group.tasks)
-    if any(task.get("subtask_type") == "group" for task in tasks):
-        unrolled = list(_unrolled(tasks, group._app))
-        # Celery replaces the tasks by the unrolled ones, too, when it has walked them.
-        if isinstance(group.tasks, MutableSequence):
-            group.tasks[:] = unrolled
-        else:
-            group.tasks = unrolled
-    return wrapped(*args, **kwargs)
-
-
-def _unrolled(tasks: Any, app: Any) -> Iterator[Any]:
     from celery.canvas import maybe_signature
 
-    for task in tasks:
-        if task.get("subtask_type") == "group":
-            yield from _unrolled(maybe_signature(task, app=app).tasks, app)
+    tasks = list(group.tasks)
+    if any(kind_of(task) == "group" for task in tasks):
+        in_order = list(unrolled(tasks, lambda inner: maybe_signature(inner, app=group._app).tasks))
+        # Celery replaces the tasks by the unrolled ones, too, when it has walked them.
+        if isinstance(group.tasks, MutableSequence):
+            group.tasks[:] = in_order
         else:
-            yield task
+            group.tasks = in_order
+    return wrapped(*args, **kwargs)

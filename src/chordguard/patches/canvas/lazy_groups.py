@@ -9,25 +9,17 @@ Unreported upstream.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ..._patch import Patch
+from ...engine.patch import Defect, Patch
+from ...upstream.signatures import unrolled
 
 patch = Patch(
-    name="lazy_groups",
-    defects={"B13": "a group inside a generator header: results in the wrong order, or nested"},
+    "lazy_groups",
+    Defect("B13", "a group inside a generator header: results in the wrong order, or nested"),
 )
 
 
 @patch.wraps("celery.canvas", "group._unroll_tasks")
 def unroll_tasks(wrapped: Any, group: Any, args: Any, kwargs: Any) -> Any:
-    return _taken_apart(wrapped(*args, **kwargs))
-
-
-def _taken_apart(tasks: Iterable[Any]) -> Iterator[Any]:
-    for task in tasks:
-        if task.get("subtask_type") == "group":
-            yield from _taken_apart(task._unroll_tasks(task.tasks))
-        else:
-            yield task
+    return unrolled(wrapped(*args, **kwargs), lambda inner: inner._unroll_tasks(inner.tasks))

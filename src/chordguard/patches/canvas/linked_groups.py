@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..._patch import Patch, celery_5_3, celery_5_4
+from ...engine.patch import Defect, Patch
+from ...engine.versions import celery_5_3, celery_5_4
 
 patch = Patch(
-    name="linked_groups",
-    defects={"A17": "a chain with a group and an errback in the header: starting the chord raises"},
-    since=celery_5_3,
-    until=celery_5_4,
+    "linked_groups",
+    Defect(
+        "A17",
+        "a chain with a group and an errback in the header: starting the chord raises",
+        since=celery_5_3,
+        until=celery_5_4,
+    ),
 )
 
 

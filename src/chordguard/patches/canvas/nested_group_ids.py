@@ -14,16 +14,21 @@ from typing import Any
 
 from kombu.utils.uuid import uuid
 
-from ..._patch import REDIS, Patch, celery_5_7
+from ...engine.patch import REDIS, Defect, Patch
+from ...engine.versions import celery_5_7
 
 patch = Patch(
-    name="nested_group_ids",
-    defects={
-        "B3": "Redis: a chain that ends in a group, in the header: the body runs early or never",
-        "B15": "Redis: a chord in a group inside the header: the outer chord hangs",
-    },
-    mended={"B3": celery_5_7},
-    arisen={"B15": celery_5_7},
+    "nested_group_ids",
+    Defect(
+        "B3",
+        "Redis: a chain that ends in a group, in the header: the body runs early or never",
+        until=celery_5_7,
+    ),
+    Defect(
+        "B15",
+        "Redis: a chord in a group inside the header: the outer chord hangs",
+        since=celery_5_7,
+    ),
     backends=(REDIS,),
 )
 

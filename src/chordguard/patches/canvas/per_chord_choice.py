@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..._patch import Patch
+from ...engine.patch import Defect, Patch
 from ...policy import HEADER, choice_in, choice_of
 
 patch = Patch(
-    name="per_chord_choice",
-    defects={"A1": "a choice made per chord is lost, or leaks into the chord that is its body"},
+    "per_chord_choice",
+    Defect("A1", "a choice made per chord is lost, or leaks into the chord that is its body"),
 )
 
 

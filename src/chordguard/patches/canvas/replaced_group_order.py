@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..._patch import REDIS, Patch, celery_5_6
+from ...engine.patch import REDIS, Defect, Patch
+from ...engine.versions import celery_5_6
 
 patch = Patch(
-    name="replaced_group_order",
-    defects={"B12": "Redis: a member replaced by a group gives its results in the wrong order"},
-    until=celery_5_6,
+    "replaced_group_order",
+    Defect(
+        "B12",
+        "Redis: a member replaced by a group gives its results in the wrong order",
+        until=celery_5_6,
+    ),
     backends=(REDIS,),
 )
 

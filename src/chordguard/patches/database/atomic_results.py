@@ -15,17 +15,23 @@ from typing import Any
 
 from celery import states
 
-from ... import backends, counting
-from ..._patch import Patch, celery_5_7, celery_version
+from ...engine.patch import Defect, Patch
+from ...engine.versions import celery_5_7, celery_version
+from ...lifecycle import counting
+from ...upstream import sessions
+from ...upstream.database import with_retries
 
 logger = logging.getLogger("chordguard")
 
 patch = Patch(
-    name="atomic_results",
-    defects={"B5": "SQL: a RETRY stored late overwrites SUCCESS, the chord waits for its timeout"},
+    "atomic_results",
+    Defect(
+        "B5",
+        "SQL: a RETRY stored late overwrites SUCCESS, the chord waits for its timeout",
+        # From 5.7 on Celery locks the row first, which SQLite cannot do.
+        only_on=("sqlite",) if celery_version() >= celery_5_7 else (),
+    ),
     driver="sqlalchemy",
-    # From 5.7 on Celery locks the row first, which SQLite cannot do.
-    only_on={"B5": ("sqlite",)} if celery_version() >= celery_5_7 else {},
 )
 
 #: The databases whose way to insert or update is known, as SQLAlchemy names them.
@@ -35,26 +41,24 @@ DIALECTS = ("mariadb", "mysql", "postgresql", "sqlite")
 _has_constraint: dict[str, bool] = {}
 
 
-@patch.wraps("celery.backends.database", "DatabaseBackend._store_result")
-def store(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
-    request = kwargs.get("request") if len(args) < 5 else args[4]
+@patch.wraps("celery.backends.database", "DatabaseBackend._store_result", takes={"request": 4})
+def store(wrapped: Any, backend: Any, args: Any, kwargs: Any, *, request: Any) -> Any:
     if request is None or not request.chord or not _can_store(backend):
         return wrapped(*args, **kwargs)
     values, statement = _prepare(backend, *args, **kwargs)
 
     def store_result() -> None:
-        part = counting.being_stored.get()
+        part = counting.part_to_store(request)
         if part is not None and part.store(statement, values):
             return
-        session = backend.ResultSession()
-        with backends.database_module().session_cleanup(session):
+        with sessions.session(backend) as session:
             session.connection().execute(statement, values)
             session.commit()
 
     if celery_version() >= celery_5_7:
         # Celery retries what this function replaces.
         return store_result()
-    return backends.with_retries(backend, store_result)
+    return with_retries(backend, store_result)
 
 
 def _can_store(backend: Any) -> bool:
@@ -79,8 +83,7 @@ def _can_store(backend: Any) -> bool:
 def _unique_columns(backend: Any, table: Any) -> list[Any]:
     import sqlalchemy as sa
 
-    session = backend.ResultSession()
-    with backends.database_module().session_cleanup(session):
+    with sessions.session(backend) as session:
         inspector = sa.inspect(session.get_bind())
     constraints = inspector.get_unique_constraints(table.name, schema=table.schema)
     indexes = inspector.get_indexes(table.name, schema=table.schema)

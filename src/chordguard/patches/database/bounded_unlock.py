@@ -12,17 +12,19 @@ from typing import Any
 
 from celery.exceptions import Ignore, Retry
 
-from ..._patch import Patch, celery_5_7
-from ...polling import Poll
+from ...engine.patch import Defect, Patch
+from ...engine.versions import celery_5_7
+from ...lifecycle.polling import Poll
 
 patch = Patch(
-    name="bounded_unlock",
-    defects={
-        "C1": "SQL: chord_unlock polls for ever",
-        "C2": "SQL: a chord whose polls are bounded stays PENDING when the bound is hit",
-    },
+    "bounded_unlock",
+    Defect("C1", "SQL: chord_unlock polls for ever"),
+    Defect(
+        "C2",
+        "SQL: a chord whose polls are bounded stays PENDING when the bound is hit",
+        until=celery_5_7,
+    ),
     driver="sqlalchemy",
-    mended={"C2": celery_5_7},
 )
 
 
@@ -40,7 +42,7 @@ def unlock_chord(wrapped: Any, task: Any, args: Any, kwargs: Any) -> Any:
             raise
         reason = None
     if reason is not None:
-        poll.finish(settled=reason)
+        poll.finish(reason)
         return None
     options = {**kwargs, "interval": poll.delay, "max_retries": poll.bound}
     options["GroupResult"] = poll.group_result

@@ -18,25 +18,30 @@ from typing import Any
 from celery import states
 from kombu.exceptions import EncodeError
 
-from ... import backends, completion, counting, starting, watchdog
-from ..._patch import Patch, celery_5_5
-from ...errors import OUTSIDE
-from ...ledger import rights
+from ...engine.patch import Defect, Patch
+from ...engine.versions import celery_5_5
+from ...errors import OUTSIDE, ChordEnded
+from ...ledger.access import ledger_of, ledger_on
 from ...ledger.checked import body_of
 from ...ledger.model import LONGEST_SECONDS
+from ...ledger.packing import header_of
+from ...lifecycle import counting, ending, safety_net, starting
+from ...lifecycle.polling import Poll
+from ...log import is_reported, warn_once
 from ...policy import timeout_of
-from ...polling import Poll
+from ...recovery.checkup import checkup
+from ...recovery.evidence import examine
+from ...upstream.results import delete_expired, read_results
+from ...upstream.signatures import task_ids, waiting_for
 
 logger = logging.getLogger("chordguard")
 
 patch = Patch(
-    name="counted_chords",
-    defects={
-        "A9": "SQL: the error of a failed chord names no member",
-        "B7": "SQL: the worker of a member is killed: the chord hangs",
-        "B9": "SQL: a header task with ignore_result: the chord hangs",
-        "C4": "SQL: bodies start up to a second late, polling keeps workers and database busy",
-    },
+    "counted_chords",
+    Defect("A9", "SQL: the error of a failed chord names no member"),
+    Defect("B7", "SQL: the worker of a member is killed: the chord hangs"),
+    Defect("B9", "SQL: a header task with ignore_result: the chord hangs"),
+    Defect("C4", "SQL: bodies start up to a second late, polling keeps workers and database busy"),
     driver="sqlalchemy",
     needs_ledger=True,
 )
@@ -52,35 +57,35 @@ class _Start:
     options: dict[str, Any]
 
 
-@patch.wraps("celery.canvas", "_chord.run")
-def run(wrapped: Any, chord: Any, args: Any, kwargs: Any) -> Any:
-    with starting.running(args[0] if args else kwargs["header"]):
-        return wrapped(*args, **kwargs)
-
-
-@patch.wraps("celery.backends.database", "DatabaseBackend.apply_chord")
-def apply_chord(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
-    (group_id, results), body, options = _arguments_of_apply(*args, **kwargs)
-    ledger = counting.ledger_of(backend)
+@patch.wraps(
+    "celery.backends.database",
+    "DatabaseBackend.apply_chord",
+    takes={"header_result_args": 0, "body": 1},
+)
+def apply_chord(
+    wrapped: Any, backend: Any, args: Any, kwargs: Any, *, header_result_args: Any, body: Any
+) -> Any:
+    group_id, results = header_result_args
+    options = {name: kwargs[name] for name in kwargs if name not in ("header_result_args", "body")}
+    ledger = ledger_of(backend)
     if ledger is None:
         return wrapped(*args, **kwargs)
     run = starting.run_of(group_id) if starting.is_lazy(results) else None
     try:
         starting.open_chord(ledger, group_id, results, body)
     except Exception:  # noqa: BLE001 - it is logged
-        counting.warn_once("Chord %s is polled: it cannot be counted", group_id)
+        warn_once("Chord %s is polled: writing it to the ledger failed", group_id)
         return wrapped(*args, **kwargs)
     if run is None:
-        counting.send_unlock(backend, group_id, results, body, options)
+        safety_net.send_unlock(backend, group_id, results, body, options)
     else:
         run.header.tasks = starting.LazyTasks(run.header)
         run.start = _Start(ledger, run.header.tasks, body, options)
     return None
 
 
-@patch.wraps("celery.backends.database", "DatabaseBackend.set_chord_size")
-def set_chord_size(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
-    group_id = args[0] if args else kwargs["group_id"]
+@patch.wraps("celery.backends.database", "DatabaseBackend.set_chord_size", takes={"group_id": 0})
+def set_chord_size(wrapped: Any, backend: Any, args: Any, kwargs: Any, *, group_id: Any) -> Any:
     run = starting.run_of(group_id)
     if run is None or run.start is None:
         return wrapped(*args, **kwargs)
@@ -88,53 +93,64 @@ def set_chord_size(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
     # The last member is about to be sent, and all have been taken.
     results = start.tasks.results
     try:
-        start.ledger.set_header(group_id, completion.header_of(results))
+        start.ledger.set_header(group_id, header_of(results))
     except Exception:  # noqa: BLE001 - it is logged
-        counting.warn_once("Chord %s may end late: its members are not in the ledger", group_id)
-    counting.send_unlock(backend, group_id, results, start.body, start.options)
+        warn_once("Chord %s may end late: writing its members to the ledger failed", group_id)
+    safety_net.send_unlock(backend, group_id, results, start.body, start.options)
     return None
 
 
-@patch.wraps("celery.backends.database", "DatabaseBackend.store_result")
-def store_result(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
-    task_id, state, request = _arguments_of_store(*args, **kwargs)
+@patch.wraps(
+    "celery.backends.database",
+    "DatabaseBackend.store_result",
+    takes={"task_id": 0, "state": 2, "request": 4},
+)
+def store_result(
+    wrapped: Any, backend: Any, args: Any, kwargs: Any, *, task_id: Any, state: Any, request: Any
+) -> Any:
     is_part = state in states.READY_STATES and _is_member(request) and request.id == task_id
-    ledger = counting.ledger_of(backend) if is_part else None
+    ledger = ledger_of(backend) if is_part else None
     if ledger is None:
         return wrapped(*args, **kwargs)
     with ledger.asking(request.group) as token:
         part = counting.StoredPart(ledger, request, token)
         stored = _store_and_count(part, wrapped, args, kwargs)
         if part.claim is not None:
-            counting.end_from_part(ledger, part.claim, request.chord)
+            ending.end_from_part(ledger, part.claim, request.chord)
         return stored
 
 
 def _store_and_count(part: counting.StoredPart, wrapped: Any, args: Any, kwargs: Any) -> Any:
-    reset = counting.being_stored.set(part)
+    request = part.request
+    counting.about_to_store(request, part)
     try:
-        stored = wrapped(*args, **kwargs)
+        return wrapped(*args, **kwargs)
     except (EncodeError, *OUTSIDE):
         raise
     except Exception:  # noqa: BLE001 - it is logged
         # A result is worth more than its count.
-        counting.warn_once("Part %s is stored before it is counted", part.key[1])
-        counting.being_stored.set(None)
+        warn_once(
+            "Could not store and count the result of %s at once; storing it first", request.id
+        )
+        counting.about_to_store(request, None)
         return wrapped(*args, **kwargs)
     finally:
-        counting.being_stored.reset(reset)
-    if part.is_counted:
-        counting.counted.set(part.key)
-    return stored
+        if not part.is_counted:
+            counting.about_to_store(request, None)
 
 
-@patch.wraps("celery.backends.database", "DatabaseBackend.on_chord_part_return")
-def on_chord_part_return(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
+@patch.wraps(
+    "celery.backends.database",
+    "DatabaseBackend.on_chord_part_return",
+    takes={"request": 0, "state": 1, "result": 2},
+)
+def on_chord_part_return(
+    wrapped: Any, backend: Any, args: Any, kwargs: Any, *, request: Any, state: Any, result: Any
+) -> Any:
     wrapped(*args, **kwargs)
-    request, state, result = _arguments_of_part(*args, **kwargs)
-    if not _is_member(request) or counting.counted.get() == (request.group, request.id):
+    if not _is_member(request) or counting.is_counted(request):
         return
-    ledger = counting.ledger_of(backend)
+    ledger = ledger_of(backend)
     if ledger is not None:
         counting.count(ledger, request, state, result)
         if not ledger.may_count():
@@ -142,14 +158,18 @@ def on_chord_part_return(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> 
             wrapped(*args, **kwargs)
 
 
-@patch.wraps("celery.backends.database", "DatabaseBackend.add_to_chord")
-def add_to_chord(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
-    group_id, result = _arguments_of_add(*args, **kwargs)
-    ledger = counting.ledger_of(backend)
+@patch.wraps(
+    "celery.backends.database", "DatabaseBackend.add_to_chord", takes={"chord_id": 0, "result": 1}
+)
+def add_to_chord(
+    wrapped: Any, backend: Any, args: Any, kwargs: Any, *, chord_id: Any, result: Any
+) -> Any:
+    group_id = chord_id
+    ledger = ledger_of(backend)
     if ledger is None:
         return wrapped(*args, **kwargs)
-    if not ledger.add(group_id, completion.header_of([result])):
-        raise RuntimeError(
+    if not ledger.add(group_id, header_of([result])):
+        raise ChordEnded(
             f"chord {group_id} cannot take another member: it has ended, or it was started by a "
             "process that does not count chords; add members while one of its own still runs"
         )
@@ -158,16 +178,16 @@ def add_to_chord(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
 
 @patch.wraps("celery.backends.database", "DatabaseBackend.cleanup")
 def cleanup(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
-    ledger = counting.ledger_of(backend) if backend.expires else None
+    ledger = ledger_of(backend) if backend.expires else None
     if ledger is None:
         wrapped(*args, **kwargs)
         return
-    backends.delete_expired(backend, ledger.live_members())
+    delete_expired(backend, ledger.live_members())
     try:
         before = time.time() - 2 * backend.expires.total_seconds()
         ledger.forget_abandoned(before, partial(_is_settled_later, backend.app))
     except Exception:  # noqa: BLE001 - it is logged
-        counting.warn_once("Abandoned chords are not forgotten")
+        warn_once("Could not remove abandoned chords from the ledger")
 
 
 def _is_settled_later(app: Any, record: Any) -> bool:
@@ -183,14 +203,14 @@ def _is_settled_later(app: Any, record: Any) -> bool:
 @patch.wraps("celery.backends.database", "DatabaseBackend._create_tables", since=celery_5_5)
 def create_tables(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
     wrapped(*args, **kwargs)
-    counting.ledger_of(backend)
+    ledger_of(backend)
 
 
 @patch.wraps_task("celery.chord_unlock", "apply_async")
 def send_unlock(wrapped: Any, task: Any, args: Any, kwargs: Any) -> Any:
     given = args[1] if len(args) > 1 else kwargs.get("kwargs")
-    if given and counting.UNLOCK_ID in given:
-        kwargs = {**kwargs, "task_id": given.pop(counting.UNLOCK_ID)}
+    if given and safety_net.UNLOCK_ID in given:
+        kwargs = {**kwargs, "task_id": given.pop(safety_net.UNLOCK_ID)}
     return wrapped(*args, **kwargs)
 
 
@@ -199,14 +219,16 @@ def unlock_chord(wrapped: Any, task: Any, args: Any, kwargs: Any) -> Any:
     if not Poll.is_ours(task, kwargs):
         return wrapped(*args, **kwargs)
     poll = Poll.of(task, args, kwargs)
-    if task.request.id != counting.unlock_id(poll.group_id):
+    if task.request.id != safety_net.unlock_id(poll.group_id):
         return wrapped(*args, **kwargs)
     try:
         delay, is_polled = _look(poll)
     except Exception:
         # Polled like one that is not counted, it might be ended twice.
-        logger.warning("Chord %s is looked at later", poll.group_id, exc_info=True)
-        delay, is_polled = counting.first_delay(task.app, poll.body), False
+        logger.warning(
+            "Could not check chord %s; its safety net will retry", poll.group_id, exc_info=True
+        )
+        delay, is_polled = safety_net.first_delay(task.app, poll.body), False
     if is_polled:
         ended = wrapped(*args, **kwargs)
         _close(poll)
@@ -226,23 +248,21 @@ def _look(poll: Poll) -> tuple[float | None, bool]:
     """
     pace = poll.asked_delay
     if pace is None:
-        pace = counting.next_delay(poll.app, poll.retries, poll.body)
-    ledger = counting.ledger_on(poll.app.backend, asked=False)
+        pace = safety_net.next_delay(poll.app, poll.retries, poll.body)
+    ledger = ledger_on(poll.app.backend, asked=False)
     try:
         if ledger is not None:
-            delay = watchdog.look(
-                ledger,
-                poll.group_id,
-                header=poll.header.header,
-                body=poll.body,
-                why_settle=poll.why_settle(0.0),
-                pace=pace,
-            )
-            return delay, False
+            return _check(ledger, poll, pace), False
     except Exception as exc:
-        if not rights.is_told(exc):
+        if not is_reported(exc):
             raise
     return _look_without_rights(poll, pace)
+
+
+def _check(ledger: Any, poll: Poll, pace: float) -> float | None:
+    """Check the chord, whose poller knows its members and its body; the ledger may not."""
+    found = examine(ledger, poll.group_id, header=poll.header.header, body=poll.body)
+    return checkup(ledger, found, settlement=poll.why_settle(0.0), pace=pace)
 
 
 def _look_without_rights(poll: Poll, pace: float) -> tuple[float | None, bool]:
@@ -252,12 +272,12 @@ def _look_without_rights(poll: Poll, pace: float) -> tuple[float | None, bool]:
     from a row of the body's result they see that it was ended here.
     """
     backend = poll.app.backend
-    ledger = counting.ledger_of(backend, asked=False, is_read=True)
+    ledger = ledger_of(backend, asked=False, is_read=True)
     if ledger is not None:
         try:
             record = ledger.read(poll.group_id)
         except Exception as exc:
-            if not rights.is_told(exc):
+            if not is_reported(exc):
                 raise
         else:
             if record is None:
@@ -266,8 +286,8 @@ def _look_without_rights(poll: Poll, pace: float) -> tuple[float | None, bool]:
                 return pace, False
     if not poll.header.ready():
         return None, True
-    body_ids = list(completion.task_ids(completion.waiting_for(poll.body)))
-    rows = backends.read_results(backend, body_ids).values()
+    body_ids = list(task_ids(waiting_for(poll.body)))
+    rows = read_results(backend, body_ids).values()
     if any(row.state != states.PENDING for row in rows):
         _close(poll)
         return None, False
@@ -278,7 +298,7 @@ def _look_without_rights(poll: Poll, pace: float) -> tuple[float | None, bool]:
 
 def _close(poll: Poll) -> None:
     """Forget a chord that was ended without the ledger, if that is allowed."""
-    ledger = counting.ledger_of(poll.app.backend, asked=False, is_read=True)
+    ledger = ledger_of(poll.app.backend, asked=False, is_read=True)
     if ledger is not None:
         with suppress(Exception):
             ledger.close(poll.group_id)
@@ -286,25 +306,3 @@ def _close(poll: Poll) -> None:
 
 def _is_member(request: Any) -> bool:
     return request is not None and bool(request.chord and request.group and request.id)
-
-
-def _arguments_of_apply(
-    header_result_args: Any, body: Any, **options: Any
-) -> tuple[Any, Any, dict[str, Any]]:
-    return header_result_args, body, options
-
-
-def _arguments_of_store(
-    task_id: Any, result: Any, state: Any, traceback: Any = None, request: Any = None, **_: Any
-) -> tuple[Any, Any, Any]:
-    return task_id, state, request
-
-
-def _arguments_of_part(
-    request: Any, state: Any, result: Any = None, **_: Any
-) -> tuple[Any, Any, Any]:
-    return request, state, result
-
-
-def _arguments_of_add(chord_id: Any = None, result: Any = None, **_: Any) -> tuple[Any, Any]:
-    return chord_id, result

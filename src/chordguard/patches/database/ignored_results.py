@@ -12,13 +12,16 @@ from typing import Any
 
 from celery import states
 
-from ... import backends, counting
-from ..._patch import Patch
-from ...polling import Poll
+from ...engine.patch import Defect, Patch
+from ...ledger.access import ledger_of
+from ...lifecycle import counting
+from ...lifecycle.polling import Poll
+from ...log import warn_once
+from ...upstream.results import chunks, forget_results, ready_states, select
 
 patch = Patch(
-    name="ignored_results",
-    defects={"B9": "SQL: a header task with ignore_result hangs a chord that is polled"},
+    "ignored_results",
+    Defect("B9", "SQL: a header task with ignore_result hangs a chord that is polled"),
     driver="sqlalchemy",
 )
 
@@ -26,9 +29,14 @@ patch = Patch(
 MARK = "chordguard: kept until its chord ends"
 
 
-@patch.wraps("celery.backends.database", "DatabaseBackend.on_chord_part_return")
-def on_chord_part_return(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
-    request, state, result = _arguments_of_part(*args, **kwargs)
+@patch.wraps(
+    "celery.backends.database",
+    "DatabaseBackend.on_chord_part_return",
+    takes={"request": 0, "state": 1, "result": 2},
+)
+def on_chord_part_return(
+    wrapped: Any, backend: Any, args: Any, kwargs: Any, *, request: Any, state: Any, result: Any
+) -> Any:
     if request.chord and request.id:
         is_ignored = counting.is_ignored(backend.app, request)
         is_missing = is_ignored or state in states.PROPAGATE_STATES
@@ -49,15 +57,15 @@ def unlock_chord(wrapped: Any, task: Any, args: Any, kwargs: Any) -> Any:
 
 def _is_kept(backend: Any, request: Any, is_ignored: bool) -> bool:
     """Tell whether the result of a part is stored, or the ledger keeps it when it is counted."""
-    if counting.counted.get() == (request.group, request.id):
+    if counting.is_counted(request):
         return True
     try:
-        ledger = counting.ledger_of(backend) if is_ignored else None
+        ledger = ledger_of(backend) if is_ignored else None
         if ledger is not None and ledger.has(request.group):
             return True
-        return request.id in backends.ready_states(backend, [request.id])
+        return request.id in ready_states(backend, [request.id])
     except Exception:  # noqa: BLE001 - it is logged
-        counting.warn_once("It cannot be told whether the result of %s is stored", request.id)
+        warn_once("Cannot read whether the result of %s is stored", request.id)
         return not is_ignored
 
 
@@ -66,16 +74,13 @@ def _forget(poll: Poll) -> None:
     backend = poll.app.backend
     task = backend.task_cls
     try:
-        for chunk in backends.chunks(poll.header.ids):
+        for chunk in chunks(poll.header.ids):
             # Not an equation, which some databases do not know for long texts.
             is_marked = task.task_id.in_(chunk) & task.traceback.like(MARK)
-            marked = [id_ for (id_,) in backends.select(backend, (task.task_id,), is_marked)]
-            backends.forget_results(backend, marked)
+            marked = [id_ for (id_,) in select(backend, (task.task_id,), is_marked)]
+            forget_results(backend, marked)
     except Exception:  # noqa: BLE001 - it is logged
-        counting.warn_once("Ignored results of chord %s stay until they expire", poll.group_id)
-
-
-def _arguments_of_part(
-    request: Any, state: Any, result: Any = None, **_: Any
-) -> tuple[Any, Any, Any]:
-    return request, state, result
+        warn_once(
+            "Could not delete the ignored results of chord %s; they expire by themselves",
+            poll.group_id,
+        )

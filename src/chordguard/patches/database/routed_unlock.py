@@ -8,30 +8,30 @@ https://github.com/celery/celery/issues/4337 https://github.com/celery/celery/is
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from typing import Any
 
 from celery.exceptions import NotRegistered
 
-from ..._patch import SQL, Patch, celery_5_7
-from ...polling import EXCHANGE_TYPE
+from ...engine.patch import SQL, Defect, Patch
+from ...engine.versions import celery_5_7
+from ...lifecycle.polling import EXCHANGE_TYPE
 
 patch = Patch(
-    name="routed_unlock",
-    defects={
-        "C5": "SQL: chord_unlock misses the exchange that the body is sent to, the chord hangs"
-    },
-    until=celery_5_7,
+    "routed_unlock",
+    Defect(
+        "C5",
+        "SQL: chord_unlock misses the exchange that the body is sent to, the chord hangs",
+        until=celery_5_7,
+    ),
     backends=(SQL,),
 )
 
-#: What the poller that is being sent is given beside Celery's own options.
-_routing: ContextVar[dict[str, Any] | None] = ContextVar("chordguard_routing", default=None)
+#: The keyword argument that takes the options of a poller to where it is sent.
+ROUTING = "chordguard_routing"
 
 
-@patch.wraps("celery.backends.base", "Backend.fallback_chord_unlock")
-def fallback_chord_unlock(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
-    body = args[1] if len(args) > 1 else kwargs["body"]
+@patch.wraps("celery.backends.base", "Backend.fallback_chord_unlock", takes={"body": 1})
+def fallback_chord_unlock(wrapped: Any, backend: Any, args: Any, kwargs: Any, *, body: Any) -> Any:
     stamps = body.options.get("stamped_headers") or ()
     routing = {
         option: body.options[option]
@@ -41,16 +41,14 @@ def fallback_chord_unlock(wrapped: Any, backend: Any, args: Any, kwargs: Any) ->
     exchange_type = routing.get("exchange_type") or _type_of_exchange(backend.app, body)
     if exchange_type:
         routing["exchange_type"] = kwargs[EXCHANGE_TYPE] = exchange_type
-    token = _routing.set(routing)
-    try:
-        return wrapped(*args, **kwargs)
-    finally:
-        _routing.reset(token)
+    return wrapped(*args, **kwargs, **{ROUTING: routing})
 
 
 @patch.wraps_task("celery.chord_unlock", "apply_async")
 def send_unlock(wrapped: Any, task: Any, args: Any, kwargs: Any) -> Any:
-    return wrapped(*args, **{**kwargs, **(_routing.get() or {})})
+    given = args[1] if len(args) > 1 else kwargs.get("kwargs")
+    routing = given.pop(ROUTING, {}) if given else {}
+    return wrapped(*args, **{**kwargs, **routing})
 
 
 @patch.wraps_task("celery.chord_unlock", "signature_from_request")

@@ -11,18 +11,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..._patch import Patch, celery_5_7
-from ...polling import Poll
+from ...engine.patch import Defect, Patch
+from ...engine.versions import celery_5_7
+from ...lifecycle.polling import Poll
 
 patch = Patch(
-    name="tolerant_unlock",
-    defects={
-        "A1": "SQL: one failing header task and the body never runs",
-        "A9": "SQL: the error of a failed chord that is polled names no member",
-        "C7": "SQL: a good chord fails because reading its results takes over 3 seconds",
-    },
+    "tolerant_unlock",
+    Defect("A1", "SQL: one failing header task and the body never runs"),
+    Defect("A9", "SQL: the error of a failed chord that is polled names no member"),
+    Defect(
+        "C7",
+        "SQL: a good chord fails because reading its results takes over 3 seconds",
+        until=celery_5_7,
+    ),
     driver="sqlalchemy",
-    mended={"C7": celery_5_7},
 )
 
 

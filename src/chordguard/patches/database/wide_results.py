@@ -14,18 +14,23 @@ from typing import TYPE_CHECKING, Any
 from celery import states
 from kombu.utils.encoding import ensure_bytes
 
-from ... import backends, counting
-from ..._patch import Patch
+from ...engine.patch import Defect, Patch
 from ...errors import ResultTooLong
+from ...log import warn_once
+from ...upstream import sessions
+from ...upstream.database import create_tables
 
 if TYPE_CHECKING:
     from celery import Celery
 
 patch = Patch(
-    name="wide_results",
-    defects={"D2": "MySQL, MariaDB: a result of more than 64 KiB is cut off or lost"},
+    "wide_results",
+    Defect(
+        "D2",
+        "MySQL, MariaDB: a result of more than 64 KiB is cut off or lost",
+        only_on=("mysql", "mariadb"),
+    ),
     driver="sqlalchemy",
-    only_on={"D2": ("mysql", "mariadb")},
 )
 
 #: What stands at the end of a traceback that had to be cut.
@@ -54,34 +59,36 @@ def result_session(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
 
 
 @patch.wraps(
-    "celery.backends.database.session", "SessionManager.prepare_models", app_of=_app_of_creating
+    "celery.backends.database.session",
+    "SessionManager.prepare_models",
+    takes={"engine": 0},
+    app_of=_app_of_creating,
 )
-def prepare_models(wrapped: Any, manager: Any, args: Any, kwargs: Any) -> Any:
+def prepare_models(wrapped: Any, manager: Any, args: Any, kwargs: Any, *, engine: Any) -> Any:
     if not manager.prepared:
         backend = _creating.get()
         tables = _widened(backend.task_cls.__table__, backend.taskset_cls.__table__)
         # What fails is left to Celery, which tries, too.
-        backends.create_tables(tables, args[0] if args else kwargs["engine"])
+        create_tables(tables, engine)
     return wrapped(*args, **kwargs)
 
 
-@patch.wraps("celery.backends.database", "DatabaseBackend._update_result")
-def update_result(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
+@patch.wraps("celery.backends.database", "DatabaseBackend._update_result", takes={"task": 0})
+def update_result(wrapped: Any, backend: Any, args: Any, kwargs: Any, *, task: Any) -> Any:
     wrapped(*args, **kwargs)
     if not _is_mysql(backend.url):
         return
     table = backend.task_cls.__table__
     limits = _limits_of(backend, table)
     if limits:
-        _fit(backend, args[0] if args else kwargs["task"], table, limits)
+        _fit(backend, task, table, limits)
 
 
-@patch.wraps("celery.backends.database", "DatabaseBackend._save_group")
-def save_group(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
+@patch.wraps("celery.backends.database", "DatabaseBackend._save_group", takes={"result": 1})
+def save_group(wrapped: Any, backend: Any, args: Any, kwargs: Any, *, result: Any) -> Any:
     if _is_mysql(backend.url):
         table = backend.taskset_cls.__table__
         size = _limits_of(backend, table).get("result")
-        result = args[1] if len(args) > 1 else kwargs["result"]
         if size is not None and not hasattr(table.c.result.type, "pickler"):
             result = ensure_bytes(backend.encode(backend.prepare_value(result)))  # type: ignore[no-untyped-call]
         length = 0 if size is None else _length(table.c.result, result)
@@ -159,8 +166,7 @@ def _look_up(backend: Any, table: Any) -> dict[str, int]:
         for width, power in powers.items()
         for kind in ("BLOB", "TEXT")
     }
-    session = backend.ResultSession()
-    with backends.database_module().session_cleanup(session):
+    with sessions.session(backend) as session:
         columns = sa.inspect(session.get_bind()).get_columns(table.name, schema=table.schema)
     return {
         column["name"]: sizes[type(column["type"])]
@@ -191,7 +197,7 @@ def _fit(backend: Any, task: Any, table: Any, limits: dict[str, int]) -> None:
             task.traceback = kept.decode(errors="ignore") + CUT
         elif name != "result":
             # Arguments, and the like: nobody needs them to go on.
-            counting.warn_once("The column %s stays empty: %s", name, error)
+            warn_once("Left the column %s empty: %s", name, error)
             setattr(task, name, None)
         elif task.status in states.EXCEPTION_STATES:
             stored = backend.encode_result(error, task.status)

@@ -17,17 +17,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..._patch import Patch, celery_5_7
+from ...engine.patch import Defect, Patch
+from ...engine.versions import celery_5_7
 
 logger = logging.getLogger("chordguard")
 
 patch = Patch(
-    name="collected_results",
-    defects={"C9": "starting a chord, or sending any task, never returns now and then"},
-    until=celery_5_7,
+    "collected_results",
+    Defect(
+        "C9", "starting a chord, or sending any task, never returns now and then", until=celery_5_7
+    ),
     driver="redis",
-    driver_since=(5, 3),
-    driver_until=(6, 4),
+    driver_versions=((5, 3), (6, 4)),
 )
 
 

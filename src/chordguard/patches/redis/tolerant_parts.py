@@ -15,20 +15,28 @@ from typing import Any
 
 from celery.canvas import maybe_signature
 
-from ... import backends, completion, hooks
-from ..._patch import Patch, celery_5_7, celery_version
+from ...engine.patch import Defect, Patch
+from ...engine.versions import celery_5_7, celery_version
+from ...ledger.packing import header_of
+from ...ledger.redis import RedisLedger
+from ...lifecycle.errbacks import with_errbacks_once
+from ...lifecycle.joining import join
 from ...policy import Policy
+from ...upstream import hooks
 
 patch = Patch(
-    name="tolerant_parts",
-    defects={
-        "A1": "Redis: one failing header task and the body never runs",
-        "A1b": "Redis: the same for nested groups, where _unpack_chord_result was replaced, too",
-        "A8": "Redis: a member killed at its hard time limit: the errback is called twice",
-        "A9": "Redis: the error of a failed chord names one member only",
-    },
+    "tolerant_parts",
+    Defect("A1", "Redis: one failing header task and the body never runs"),
+    Defect(
+        "A1b", "Redis: the same for nested groups, where _unpack_chord_result was replaced, too"
+    ),
+    Defect(
+        "A8",
+        "Redis: a member killed at its hard time limit: the errback is called twice",
+        until=celery_5_7,
+    ),
+    Defect("A9", "Redis: the error of a failed chord names one member only"),
     driver="redis",
-    mended={"A8": celery_5_7},
 )
 
 #: The chord whose part is being returned in this context.
@@ -64,32 +72,18 @@ class JoinedHeader:
         self.backend.ensure(self.backend.client.delete, (key,))
 
     def _joined(self) -> list[Any]:
-        parts = self._parts()
-        results = {part.task_id: part for part in parts}
-        if self.saved is None:
-            header = [part.task_id for part in parts]
-        else:
-            header = completion.header_of(self.saved.results)
-            missing = [id_ for id_ in completion.leaf_ids(header) if id_ not in results]
-            results.update(backends.read_results(self.backend, missing))
-        policy = Policy.of(self.backend.app, self.body)
-        return completion.join(self.backend, header, results, policy)
-
-    def _parts(self) -> list[backends.StoredResult]:
-        """Read the returned parts, in header order, from Celery's key `.j`."""
-        backend = self.backend
-        key = backend.get_key_for_group(self.group_id, ".j")
-        client = backend.client
-        read = client.zrange if backend._chord_zset else client.lrange
-        parts = (backend.decode(part) for part in read(key, 0, -1))
-        return [backends.StoredResult(id_, state, value) for _, id_, state, value in parts]
+        ledger = RedisLedger(self.backend)
+        saved = None if self.saved is None else header_of(self.saved.results)
+        header, results = ledger.collected(saved, ledger.parts(self.group_id))
+        return join(self.backend, header, results, Policy.of(self.backend.app, self.body))
 
 
-@patch.wraps("celery.backends.redis", "RedisBackend.on_chord_part_return")
-def on_chord_part_return(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
+@patch.wraps("celery.backends.redis", "RedisBackend.on_chord_part_return", takes={"request": 0})
+def on_chord_part_return(
+    wrapped: Any, backend: Any, args: Any, kwargs: Any, *, request: Any
+) -> Any:
     if hooks.counts_itself(backend):
         return wrapped(*args, **kwargs)
-    request = args[0] if args else kwargs["request"]
     header = JoinedHeader(backend, request)
     # A failing chord may return a part of the chord around it: that one asks for itself.
     token = _returning.set(header)
@@ -103,11 +97,10 @@ def on_chord_part_return(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> 
             header.forget_size()
 
 
-@patch.wraps("celery.backends.redis", "RedisBackend.restore_group")
-def restore_group(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
+@patch.wraps("celery.backends.redis", "RedisBackend.restore_group", takes={"group_id": 0})
+def restore_group(wrapped: Any, backend: Any, args: Any, kwargs: Any, *, group_id: Any) -> Any:
     saved = wrapped(*args, **kwargs)
     header = _returning.get()
-    group_id = args[0] if args else kwargs["group_id"]
     if header is None or header.group_id != group_id:
         return saved
     header.saved = saved
@@ -118,4 +111,4 @@ def _with_errbacks_once(app: Any, body: Any) -> Any:
     """Return the `body` that Celery publishes or fails."""
     if not body or not (body.get("options") or {}).get("link_error"):
         return body
-    return completion.with_errbacks_once(app, maybe_signature(body, app=app))
+    return with_errbacks_once(app, maybe_signature(body, app=app))

@@ -11,22 +11,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ... import completion
-from ..._patch import Patch, celery_5_7, celery_version
+from ...engine.patch import Defect, Patch
+from ...engine.versions import celery_5_7, celery_version
+from ...upstream.signatures import body_of, kind_of, waiting_for
 
 patch = Patch(
-    name="chain_failures",
-    defects={
-        "A6": "a chain in the header fails before a step that is a chord: the chord hangs",
-        "A14": "a chain in the header fails before a last step that is a group: the chord hangs",
-    },
-    mended={"A6": celery_5_7},
+    "chain_failures",
+    Defect(
+        "A6",
+        "a chain in the header fails before a step that is a chord: the chord hangs",
+        until=celery_5_7,
+    ),
+    Defect(
+        "A14", "a chain in the header fails before a last step that is a group: the chord hangs"
+    ),
 )
 
 
-@patch.wraps("celery.backends.base", "Backend.mark_as_failure", until=celery_5_7)
-def mark_as_failure(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
-    request: Any = kwargs.get("request") or (args[3] if len(args) > 3 else None)
+@patch.wraps(
+    "celery.backends.base", "Backend.mark_as_failure", until=celery_5_7, takes={"request": 3}
+)
+def mark_as_failure(wrapped: Any, backend: Any, args: Any, kwargs: Any, *, request: Any) -> Any:
     chain = getattr(request, "chain", None)
     if not _has_complex(chain):
         return wrapped(*args, **kwargs)
@@ -51,16 +56,16 @@ def _has_complex(chain: Any) -> bool:
 
 def _is_complex(step: Any) -> bool:
     """Tell whether Celery itself would leave unfailed what waits for `step`."""
-    kind = step.get("subtask_type")
+    kind = kind_of(step)
     if kind != "chord":
-        return kind in ("group", "chain")
-    body = (step.get("kwargs") or {}).get("body")
+        return kind is not None
+    body = body_of(step)
     return body is not None and (celery_version() < celery_5_7 or _is_complex(body))
 
 
 def _taken_apart(chain: Any) -> Iterator[Any]:
     for step in chain:
         if _is_complex(step):
-            yield from completion.waiting_for(step)
+            yield from waiting_for(step)
         else:
             yield step

@@ -15,41 +15,45 @@ from typing import Any
 
 from celery.exceptions import ChordError
 
-from ... import completion
-from ..._patch import REDIS, Patch, celery_5_6, celery_5_7, celery_version
+from ...engine.patch import REDIS, Defect, Patch
+from ...engine.versions import celery_5_6, celery_5_7, celery_version
+from ...lifecycle.errbacks import with_errbacks_once
+from ...lifecycle.failing import fail, return_part, settle
+from ...upstream.signatures import waiting_for
 
 patch = Patch(
-    name="chord_failures",
-    defects={
-        "A2": "Redis: a chord inside a header fails: the outer one stays PENDING",
-        "A3": "the body is a chord and the header fails: the result stays PENDING",
-        "A4": "the body is a chain and the header fails: the result stays PENDING",
-        "A5": "the body is a group and the header fails: its tasks stay PENDING",
-        "A7": "a chord in a chain of chords fails: the result stays PENDING",
-        "A15": "a member replaced by a chord whose body is a chord fails: the outer one hangs",
-    },
-    mended={"A4": celery_5_6, "A5": celery_5_6, "A7": celery_5_7},
-    only_on={"A2": (REDIS,)},
+    "chord_failures",
+    Defect(
+        "A2", "Redis: a chord inside a header fails: the outer one stays PENDING", only_on=(REDIS,)
+    ),
+    Defect("A3", "the body is a chord and the header fails: the result stays PENDING"),
+    Defect(
+        "A4", "the body is a chain and the header fails: the result stays PENDING", until=celery_5_6
+    ),
+    Defect(
+        "A5", "the body is a group and the header fails: its tasks stay PENDING", until=celery_5_6
+    ),
+    Defect("A7", "a chord in a chain of chords fails: the result stays PENDING", until=celery_5_7),
+    Defect("A15", "a member replaced by a chord whose body is a chord fails: the outer one hangs"),
 )
 
 
-@patch.wraps("celery.backends.base", "Backend.chord_error_from_stack")
-def chord_error_from_stack(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
-    callback, exc = _arguments(*args, **kwargs)
+@patch.wraps(
+    "celery.backends.base", "Backend.chord_error_from_stack", takes={"callback": 0, "exc": 1}
+)
+def chord_error_from_stack(
+    wrapped: Any, backend: Any, args: Any, kwargs: Any, *, callback: Any, exc: Any
+) -> Any:
     if not isinstance(callback, dict):
         return wrapped(*args, **kwargs)
     exc = exc or sys.exc_info()[1] or ChordError("the chord failed")
     if callback.get("subtask_type"):
-        completion.fail(backend, callback, exc)
+        fail(backend, callback, exc)
         return None
-    info = wrapped(completion.with_errbacks_once(backend.app, callback), exc)
+    info = wrapped(with_errbacks_once(backend.app, callback), exc)
     is_older = celery_version() < celery_5_7
-    leaves = list(completion.waiting_for(callback, follow_chain=is_older))
+    leaves = list(waiting_for(callback, follow_chain=is_older))
     # Celery has stored the failure of the callback itself.
-    completion.return_part(backend, leaves[0], exc)
-    completion.settle(backend, leaves[1:], exc)
+    return_part(backend, leaves[0], exc)
+    settle(backend, leaves[1:], exc)
     return info
-
-
-def _arguments(callback: Any, exc: Any = None) -> tuple[Any, Any]:
-    return callback, exc

@@ -11,22 +11,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from ... import backends, completion
-from ..._patch import REDIS, SQL, Patch, celery_5_3
+from ...engine.patch import REDIS, SQL, Defect, Patch
+from ...engine.versions import celery_5_3
+from ...lifecycle.errbacks import left_to_chord
+from ...upstream import backends
 
 patch = Patch(
-    name="header_errbacks",
-    defects={"A8": "an errback is called for each failed header task, and once more for the chord"},
-    since=celery_5_3,
+    "header_errbacks",
+    Defect(
+        "A8",
+        "an errback is called for each failed header task, and once more for the chord",
+        since=celery_5_3,
+    ),
     is_opt_in=True,
     backends=(REDIS, SQL),
 )
 
 
-@patch.wraps("celery.backends.base", "Backend._call_task_errbacks")
-def call_task_errbacks(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
-    request = args[0] if args else kwargs["request"]
-    left = completion.left_to_chord(request) if backends.is_supported(backend) else []
+@patch.wraps("celery.backends.base", "Backend._call_task_errbacks", takes={"request": 0})
+def call_task_errbacks(wrapped: Any, backend: Any, args: Any, kwargs: Any, *, request: Any) -> Any:
+    left = left_to_chord(request) if backends.is_supported(backend) else []
     if not left:
         return wrapped(*args, **kwargs)
     errbacks = request.errbacks

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ... import backends
-from ..._patch import REDIS, SQL, Patch
-from ...waiting import ParentsWatch, app_of_waiting
+from ...engine.patch import REDIS, SQL, Defect, Patch
+from ...lifecycle.waiting import ParentsWatch, app_of_waiting
+from ...upstream import backends
 
 patch = Patch(
-    name="linear_waiting",
-    defects={"C8": "waiting for a large chord makes it many times slower"},
+    "linear_waiting",
+    Defect("C8", "waiting for a large chord makes it many times slower"),
     backends=(REDIS, SQL),
 )
 

@@ -14,13 +14,13 @@ from typing import Any
 
 from celery import states
 
-from ... import backends
-from ..._patch import REDIS, SQL, Patch
-from ...waiting import app_of_waiting
+from ...engine.patch import REDIS, SQL, Defect, Patch
+from ...lifecycle.waiting import app_of_waiting
+from ...upstream import backends
 
 patch = Patch(
-    name="member_errors",
-    defects={"A18": "get() raises a ChordError instead of the member's error now and then"},
+    "member_errors",
+    Defect("A18", "get() raises a ChordError instead of the member's error now and then"),
     backends=(REDIS, SQL),
 )
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ... import backends, settings
-from ..._patch import REDIS, SQL, Patch
+from ... import settings
+from ...engine.patch import REDIS, SQL, Defect, Patch
 from ...policy import tolerates
+from ...upstream import backends
 
 patch = Patch(
-    name="tolerated_parents",
-    defects={"A1c": "result.get() raises the error of a header task that was tolerated"},
+    "tolerated_parents",
+    Defect("A1c", "result.get() raises the error of a header task that was tolerated"),
     backends=(REDIS, SQL),
 )
 
@@ -36,10 +37,9 @@ def freeze(wrapped: Any, chord: Any, args: Any, kwargs: Any) -> Any:
     return result
 
 
-@patch.wraps("celery.canvas", "_chord.run")
-def run(wrapped: Any, chord: Any, args: Any, kwargs: Any) -> Any:
+@patch.wraps("celery.canvas", "_chord.run", takes={"body": 1})
+def run(wrapped: Any, chord: Any, args: Any, kwargs: Any, *, body: Any) -> Any:
     result = wrapped(*args, **kwargs)
-    body = args[1] if len(args) > 1 else kwargs["body"]
     _mark(result.parent, chord.app, body)
     return result
 

@@ -16,14 +16,18 @@ from celery import states
 from celery._state import get_current_task
 from celery.exceptions import Ignore
 
-from ... import backends, completion, counting
-from ..._patch import REDIS, SQL, Patch, celery_5_7
+from ...engine.patch import REDIS, SQL, Defect, Patch
+from ...engine.versions import celery_5_7
+from ...lifecycle import counting
+from ...lifecycle.failing import fail_chained, is_awaited
+from ...upstream import backends
+from ...upstream.results import read_results
 
 logger = logging.getLogger("chordguard")
 
 patch = Patch(
-    name="ignored_members",
-    defects={"A10": "a header task raises Ignore: the chord hangs"},
+    "ignored_members",
+    Defect("A10", "a header task raises Ignore: the chord hangs"),
     backends=(REDIS, SQL),
 )
 
@@ -35,20 +39,27 @@ def app_of_task(instance: Any, args: tuple[Any, ...]) -> Any:
     return getattr(args[0], "app", None) if args else None
 
 
-@patch.wraps("celery.app.trace", "TraceInfo.handle_ignore", app_of=app_of_task)
-def handle_ignore(wrapped: Any, info: Any, args: Any, kwargs: Any) -> Any:
+@patch.wraps(
+    "celery.app.trace", "TraceInfo.handle_ignore", app_of=app_of_task, takes={"task": 0, "req": 1}
+)
+def handle_ignore(wrapped: Any, info: Any, args: Any, kwargs: Any, *, task: Any, req: Any) -> Any:
     handled = wrapped(*args, **kwargs)
-    task, request = _arguments_of_handler(*args, **kwargs)
     # A copy of a message may be ignored because another one is at work: that one counts.
-    _end(task, request, info.retval, is_copy=_is_redelivered(request))
+    _end(task, req, info.retval, is_copy=_is_redelivered(req))
     return handled
 
 
-@patch.wraps("celery.app.trace", "TraceInfo.handle_reject", app_of=app_of_task, until=celery_5_7)
-def handle_reject(wrapped: Any, info: Any, args: Any, kwargs: Any) -> Any:
+@patch.wraps(
+    "celery.app.trace",
+    "TraceInfo.handle_reject",
+    app_of=app_of_task,
+    until=celery_5_7,
+    takes={"task": 0, "req": 1},
+)
+def handle_reject(wrapped: Any, info: Any, args: Any, kwargs: Any, *, task: Any, req: Any) -> Any:
     handled = wrapped(*args, **kwargs)
     if not getattr(info.retval, "requeue", False):
-        _end(*_arguments_of_handler(*args, **kwargs), info.retval)
+        _end(task, req, info.retval)
     return handled
 
 
@@ -75,9 +86,9 @@ def _end(task: Any, request: Any, exc: Any, is_copy: bool = False) -> None:
     if request.is_eager or getattr(request, _RUNS_AGAIN, False):
         return
     backend = task.backend
-    if not backends.is_supported(backend) or not completion.is_awaited(request):
+    if not backends.is_supported(backend) or not is_awaited(request):
         return
-    stored = backends.read_results(backend, [request.id]).get(request.id)
+    stored = read_results(backend, [request.id]).get(request.id)
     state, result = states.FAILURE, exc
     if stored is not None and stored.is_ready:
         state, result = stored.state, stored.value
@@ -92,7 +103,7 @@ def _end(task: Any, request: Any, exc: Any, is_copy: bool = False) -> None:
         backend.store_result(request.id, exc, states.FAILURE, request=request)
     if request.chord:
         backend.on_chord_part_return(request, state, result)
-    completion.fail_chained(backend, request, exc)
+    fail_chained(backend, request, exc)
 
 
 def _is_redelivered(request: Any) -> bool:
@@ -102,7 +113,3 @@ def _is_redelivered(request: Any) -> bool:
 def _is_forgotten(task: Any, request: Any) -> bool:
     """Tell whether Celery would not store a failure of the task."""
     return counting.is_ignored(task.app, request) and not task.store_errors_even_if_ignored
-
-
-def _arguments_of_handler(task: Any, req: Any, **_: Any) -> tuple[Any, Any]:
-    return task, req

@@ -16,14 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..._patch import Patch
-from ...ledger import model
+from ...engine.patch import Defect, Patch
+from ...ledger import claims
 
 patch = Patch(
-    name="uninterrupted_parts",
-    defects={
-        "B18": "a soft time limit strikes while a part is counted: its chord is lost, or ends late"
-    },
+    "uninterrupted_parts",
+    Defect(
+        "B18", "a soft time limit strikes while a part is counted: its chord is lost, or ends late"
+    ),
 )
 
 #: What the pool sends to a child at a soft time limit, and when it is to end.
@@ -32,15 +32,13 @@ SOFT_LIMIT: int = getattr(signal, "SIGUSR1", signal.SIGTERM)
 SIGNALS = tuple({SOFT_LIMIT, signal.SIGTERM})
 
 
-@patch.wraps("celery.backends.base", "Backend.mark_as_done")
-def mark_as_done(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
-    request = kwargs.get("request") if len(args) < 3 else args[2]
+@patch.wraps("celery.backends.base", "Backend.mark_as_done", takes={"request": 2})
+def mark_as_done(wrapped: Any, backend: Any, args: Any, kwargs: Any, *, request: Any) -> Any:
     return _undisturbed(request, wrapped, args, kwargs)
 
 
-@patch.wraps("celery.backends.base", "Backend.mark_as_failure")
-def mark_as_failure(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
-    request = kwargs.get("request") if len(args) < 4 else args[3]
+@patch.wraps("celery.backends.base", "Backend.mark_as_failure", takes={"request": 3})
+def mark_as_failure(wrapped: Any, backend: Any, args: Any, kwargs: Any, *, request: Any) -> Any:
     return _undisturbed(request, wrapped, args, kwargs)
 
 
@@ -57,7 +55,7 @@ def held_off() -> Iterator[None]:
 
     That of a soft time limit is dropped, others are sent again then.
     """
-    is_child = model.pool_process == os.getpid()
+    is_child = claims.pool_process == os.getpid()
     if not is_child or threading.current_thread() is not threading.main_thread():
         # Python handles signals in the main thread alone.
         yield

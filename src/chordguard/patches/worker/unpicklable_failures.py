@@ -11,12 +11,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..._patch import Patch, celery_5_3
+from ...engine.patch import Defect, Patch
+from ...engine.versions import celery_5_3
 
 patch = Patch(
-    name="unpicklable_failures",
-    defects={"A1": "a header task with an unpicklable exception counts twice: the body runs early"},
-    until=celery_5_3,
+    "unpicklable_failures",
+    Defect(
+        "A1",
+        "a header task with an unpicklable exception counts twice: the body runs early",
+        until=celery_5_3,
+    ),
 )
 
 
@@ -24,11 +28,10 @@ def app_of_task(instance: Any, args: tuple[Any, ...]) -> Any:
     return getattr(args[0], "app", None) if args else None
 
 
-@patch.wraps("celery.app.trace", "TraceInfo._log_error", app_of=app_of_task)
-def log_error(wrapped: Any, info: Any, args: Any, kwargs: Any) -> Any:
+@patch.wraps("celery.app.trace", "TraceInfo._log_error", app_of=app_of_task, takes={"einfo": 2})
+def log_error(wrapped: Any, info: Any, args: Any, kwargs: Any, *, einfo: Any) -> Any:
     from celery.utils.serialization import get_pickleable_exception
 
     logged = wrapped(*args, **kwargs)
-    einfo = kwargs["einfo"] if "einfo" in kwargs else args[2]
     einfo.exception = get_pickleable_exception(einfo.exception)
     return logged

@@ -14,29 +14,40 @@ from typing import Any
 
 from celery import states
 
-from ... import backends, completion, messages
-from ..._patch import REDIS, SQL, Patch
+from ...engine.patch import REDIS, SQL, Defect, Patch
+from ...lifecycle.failing import fail_chained, is_awaited
+from ...lifecycle.unrun import member_of, request_of
+from ...upstream import backends
+from ...upstream.results import ready_states
 
 logger = logging.getLogger("chordguard")
 
 patch = Patch(
-    name="unreadable_members",
-    defects={"A16": "the worker cannot read the message of a header task: the chord hangs"},
+    "unreadable_members",
+    Defect("A16", "the worker cannot read the message of a header task: the chord hangs"),
     backends=(REDIS, SQL),
 )
 
 
-@patch.wraps("celery.worker.consumer.consumer", "Consumer.on_invalid_task")
-def on_invalid_task(wrapped: Any, consumer: Any, args: Any, kwargs: Any) -> Any:
+@patch.wraps(
+    "celery.worker.consumer.consumer", "Consumer.on_invalid_task", takes={"message": 1, "exc": 2}
+)
+def on_invalid_task(
+    wrapped: Any, consumer: Any, args: Any, kwargs: Any, *, message: Any, exc: Any
+) -> Any:
     handled = wrapped(*args, **kwargs)
-    _count(consumer, *_arguments_of_invalid(*args, **kwargs))
+    _count(consumer, message, exc)
     return handled
 
 
-@patch.wraps("celery.worker.consumer.consumer", "Consumer.on_decode_error")
-def on_decode_error(wrapped: Any, consumer: Any, args: Any, kwargs: Any) -> Any:
+@patch.wraps(
+    "celery.worker.consumer.consumer", "Consumer.on_decode_error", takes={"message": 0, "exc": 1}
+)
+def on_decode_error(
+    wrapped: Any, consumer: Any, args: Any, kwargs: Any, *, message: Any, exc: Any
+) -> Any:
     handled = wrapped(*args, **kwargs)
-    _count(consumer, *_arguments_of_decode(*args, **kwargs))
+    _count(consumer, message, exc)
     return handled
 
 
@@ -48,27 +59,21 @@ def _count(consumer: Any, message: Any, exc: Exception) -> None:
             _fail(backend, message, exc)
     except Exception:
         # The consumer lives on; the chord is settled after chord_timeout.
-        logger.exception("A chord may end late: an unreadable task could not be counted")
+        logger.exception(
+            "Could not count a task whose message is unreadable; its chord may end late"
+        )
 
 
 def _fail(backend: Any, message: Any, exc: Exception) -> None:
-    request = messages.request_of(message)
+    request = request_of(message)
     if request is None:
-        request = messages.member_of(backend, message)
-    elif not completion.is_awaited(request):
+        request = member_of(backend, message)
+    elif not is_awaited(request):
         return
     # Of a message that was delivered twice, another worker may have read the first copy.
-    if request is None or backends.ready_states(backend, [request.id]):
+    if request is None or ready_states(backend, [request.id]):
         return
     backend.store_result(request.id, exc, states.FAILURE, request=request)
     if request.chord:
         backend.on_chord_part_return(request, states.FAILURE, exc)
-    completion.fail_chained(backend, request, exc)
-
-
-def _arguments_of_invalid(body: Any, message: Any, exc: Exception) -> tuple[Any, Exception]:
-    return message, exc
-
-
-def _arguments_of_decode(message: Any, exc: Exception) -> tuple[Any, Exception]:
-    return message, exc
+    fail_chained(backend, request, exc)

@@ -14,37 +14,35 @@ from typing import Any
 from celery import states
 from celery.exceptions import NotRegistered
 
-from ... import backends, completion, messages
-from ..._patch import REDIS, SQL, Patch
+from ...engine.patch import REDIS, SQL, Defect, Patch
+from ...lifecycle.failing import fail_chained
+from ...lifecycle.unrun import member_of, request_of
+from ...upstream import backends
 
 logger = logging.getLogger("chordguard")
 
 patch = Patch(
-    name="unregistered_members",
-    defects={"A11": "a header task is not registered on the worker: the chord hangs"},
+    "unregistered_members",
+    Defect("A11", "a header task is not registered on the worker: the chord hangs"),
     backends=(REDIS, SQL),
 )
 
 
-@patch.wraps("celery.worker.consumer.consumer", "Consumer.on_unknown_task")
-def on_unknown_task(wrapped: Any, consumer: Any, args: Any, kwargs: Any) -> Any:
+@patch.wraps("celery.worker.consumer.consumer", "Consumer.on_unknown_task", takes={"message": 1})
+def on_unknown_task(wrapped: Any, consumer: Any, args: Any, kwargs: Any, *, message: Any) -> Any:
     handled = wrapped(*args, **kwargs)
-    backend, message = consumer.app.backend, _message(*args, **kwargs)
+    backend = consumer.app.backend
     if not backends.is_supported(backend):
         return handled
     try:
-        request = messages.request_of(message) or messages.member_of(backend, message)
+        request = request_of(message) or member_of(backend, message)
         if request is None:
             return handled
         exc = NotRegistered(request.task)
         if request.chord:
             backend.on_chord_part_return(request, states.FAILURE, exc)
-        completion.fail_chained(backend, request, exc)
+        fail_chained(backend, request, exc)
     except Exception:
         # The consumer lives on; the watchdog finds the stored failure.
-        logger.exception("A chord may end late: an unknown task could not be counted")
+        logger.exception("Could not count an unregistered task; its chord may end late")
     return handled
-
-
-def _message(body: Any, message: Any, *_: Any, **__: Any) -> Any:
-    return message

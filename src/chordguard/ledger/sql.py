@@ -1,0 +1,397 @@
+"""The ledger of a SQL result backend: two tables beside Celery's own, nothing polled.
+
+A part is one transaction: store the member's result, insert the member (one that is there
+already is no new part), count it in the chord's row. The UPDATE that counts also claims the
+chord for whom its last part came from. On PostgreSQL all of it is one statement.
+
+Locks. Members come before their chord's row, in every transaction that has both, so two of them
+never wait for each other; the row, for which all parts of a chord queue, is held no longer than
+the commit takes. A chord is removed in two transactions, its row first. A result's row is locked
+by those only that store the same result, which PostgreSQL does last and the others first. There
+is no foreign key, whose check would lock the chord's row first, and all conditions of what is
+written are on a primary key, so that no scan locks rows: chords that are due or abandoned are
+looked for without a lock, and changed one by one. The index of what is due is written when a
+chord starts, is claimed or was looked at, not with each part.
+
+Isolation. PostgreSQL: read committed, whatever the engine says, since under repeatable read two
+parts could not both count. MySQL and MariaDB: the engine's own; under their repeatable read an
+UPDATE sees the latest row, and only the removal of a chord's members locks gaps, in which a part
+of another chord waits at most for that commit. SQLite: a transaction that writes begins with a
+write, so it waits for its turn (the driver's busy timeout) and never upgrades a lock. What fails
+nevertheless (deadlock, serialization, busy) is retried by the backend's own policy.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import sqlalchemy as sa
+from kombu.utils.encoding import ensure_bytes
+from sqlalchemy.exc import SQLAlchemyError
+
+from ..errors import OUTSIDE
+from ..upstream.results import StoredResult, chunks, read_results, ready_states, unreadable
+from . import claims
+from .checked import ChordUnreadable, header_in, in_a_line
+from .claims import new_token
+from .database import LedgerDatabase
+from .model import Claim, Ledger, Outstanding, Part, Record
+from .packing import Header, joined, leaf_ids, pack
+from .tables import insert_into, record_of_row
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ("DatabaseLedger",)
+
+logger = logging.getLogger("chordguard")
+
+T = TypeVar("T")
+
+
+class DatabaseLedger(LedgerDatabase, Ledger):
+    """The live chords of one SQL result backend.
+
+    Arguments:
+        backend: Celery's `DatabaseBackend`, whose engine and sessions are used.
+
+    Its methods raise what SQLAlchemy raises, after the backend's own retries.
+    """
+
+    def open(
+        self,
+        group_id: str,
+        header: Header | None,
+        body: bytes | None,
+        due: float,
+        timeout: float | None,
+        signatures: bytes | None = None,
+    ) -> None:
+        now = time.time()
+        values = {
+            "id": group_id,
+            "size": None if header is None else len(set(leaf_ids(header))),
+            "returned": 0,
+            "created": now,
+            "progressed": now,
+            "due": due,
+            "claimed_until": 0.0,
+            "header": None if header is None else pack(header),
+            "body": body,
+            "signatures": signatures,
+        }
+
+        def open_chord() -> None:
+            with self._transaction(is_one_statement=True) as connection:
+                connection.execute(insert_into(self.tables.chord, connection.dialect.name), values)
+
+        self._retried(open_chord)
+
+    def reopen(self, *_: Any) -> bool:
+        return False  # without its row there is nothing that a part is counted on
+
+    def set_header(self, group_id: str, header: Header) -> None:
+        self._write_header(group_id, lambda _, added: (joined(header, added), True))
+
+    def add(self, group_id: str, header: Header) -> bool:
+        return self._write_header(
+            group_id, lambda size, old: (joined(old, header), size is not None)
+        )
+
+    def _write_header(
+        self, group_id: str, change: Callable[[int | None, Header], tuple[Header, bool]]
+    ) -> bool:
+        """Change the header of a live chord; return False when there is none.
+
+        `change` gets its size and header, and returns the header and whether that is all of it.
+        """
+        lock = {"chord": group_id, "now": time.time()}
+
+        def write_header() -> bool:
+            tables = self.tables
+            with self._transaction() as connection:
+                if not connection.execute(tables.lock, lock).rowcount:
+                    return False
+                read = tables.read_chord(tables.chord.c.size, tables.chord.c.header)
+                size, text = connection.execute(read, {"chord": group_id}).one()
+                header, is_whole = change(size, header_in(text) or [])
+                values = {
+                    "chord": group_id,
+                    "members": len(set(leaf_ids(header))) if is_whole else None,
+                    "text": pack(header),
+                }
+                connection.execute(tables.set_header, values)
+            return True
+
+        return self._retried(write_header)
+
+    def part_of(self, request: Any, state: str, result: Any, *, is_ignored: bool) -> Part:
+        if not is_ignored:
+            return Part(request.id)
+        payload = self.backend.encode([state, self.backend.encode_result(result, state)])
+        return Part(request.id, ensure_bytes(payload))  # type: ignore[no-untyped-call]
+
+    def part_from(self, result: StoredResult, index: int) -> Part:
+        return Part(result.task_id)
+
+    def count(self, group_id: str, part: Part, token: str | None = None) -> Claim | None:
+        token = token or new_token()
+        return self._retried(lambda: self.store_and_count(group_id, part, None, token))
+
+    def store_and_count(
+        self,
+        group_id: str,
+        part: Part,
+        store: tuple[Any, dict[str, Any]] | None,
+        token: str | None = None,
+    ) -> Claim | None:
+        """Count a part in the transaction that stores its result; not retried here.
+
+        Arguments:
+            group_id: The chord.
+            part: The member.
+            store: The statement that stores its result, and the statement's values.
+            token: That of the claim, which may have been given to an earlier attempt.
+
+        Returns:
+            As `count`.
+        """
+        token, now = token or new_token(), time.time()
+        values = {
+            "chord": group_id,
+            "task": part.task_id,
+            "payload": part.payload,
+            "token": token,
+            "now": now,
+            "until": now + claims.CLAIM_SECONDS,
+        }
+        with self._transaction(is_one_statement=True) as connection:
+            if connection.dialect.name == "postgresql":
+                counted = self._count_in_one(connection, values, store)
+            else:
+                counted = self._count(connection, values, store)
+        if counted is None or not counted.is_mine:
+            return None
+        return Claim(group_id, token, header_in(counted.header))
+
+    def _count_in_one(self, connection: Any, values: dict[str, Any], store: Any) -> Any:
+        statement = self.tables.count_in_one
+        if store is not None:
+            statement, values = self.tables.store_and_count(store[0]), {**values, **store[1]}
+        counted = connection.execute(statement, values).one_or_none()
+        if counted is None:
+            # Counted before, or its chord was closed just after it had been seen.
+            member = {key: values[key] for key in ("chord", "task")}
+            connection.execute(self.tables.remove_orphan, member)
+            counted = self._read_claimed(connection, values)
+        return counted
+
+    def _read_claimed(self, connection: Any, values: dict[str, Any]) -> Any:
+        claimed = {key: values[key] for key in ("chord", "token")}
+        return connection.execute(self.tables.read_claimed, claimed).one_or_none()
+
+    def _count(self, connection: Any, values: dict[str, Any], store: Any) -> Any:
+        tables = self.tables
+        if store is not None:
+            connection.execute(*store)
+        member = {key: values[key] for key in ("chord", "task")}
+        insert = tables.insert_member[connection.dialect.name]
+        if not connection.execute(insert, {**member, "payload": values["payload"]}).rowcount:
+            return self._read_claimed(connection, values)
+        claim = {key: values[key] for key in ("chord", "token", "now", "until")}
+        if not connection.execute(tables.count, claim).rowcount:
+            # A chord that is not here, or has ended.
+            connection.execute(tables.remove_member, member)
+            return None
+        return self._read_claimed(connection, values)
+
+    def group_ids(self) -> list[str]:
+        return [group_id for (group_id,) in self._select(self.tables.find_all, {})]
+
+    def read_all(self, group_ids: Sequence[str]) -> dict[str, Record]:
+        found: dict[str, Record] = {}
+        for chunk in chunks(group_ids):
+            for row in self._read_rows(chunk):
+                record = row if isinstance(row, Record) else self._record(row)
+                found[record.group_id] = record
+        return found
+
+    def _read_rows(self, group_ids: Sequence[str]) -> Iterator[tuple[Any, ...] | Record]:
+        """Yield the rows of chords; for one that the driver cannot decode a damaged record."""
+        try:
+            yield from self._select(self.tables.read_chords, {"chords": group_ids})
+        except (SQLAlchemyError, *OUTSIDE):
+            raise
+        except Exception as exc:  # noqa: BLE001 - it is told
+            if len(group_ids) == 1:
+                now = time.time()
+                damage = f"its row cannot be read: {in_a_line(exc)}"
+                yield Record(group_ids[0], None, 0, now, now, 0.0, None, None, damage=damage)
+                return
+            for group_id in group_ids:
+                yield from self._read_rows([group_id])
+
+    def _record(self, row: tuple[Any, ...]) -> Record:
+        record, is_dated = record_of_row(row)
+        if not is_dated:
+            self._write(self.tables.note, record.group_id, now=record.progressed)
+        return record
+
+    def signatures(self, group_id: str) -> bytes | None:
+        rows = self._read(self.tables.read_chord(self.tables.chord.c.signatures), group_id)
+        return rows[0][0] if rows else None
+
+    def outstanding(self, headers: Mapping[str, Header]) -> dict[str, Outstanding]:
+        counted: dict[str, set[str]] = {group_id: set() for group_id in headers}
+        for chunk in chunks(list(headers)):
+            for group_id, task_id in self._select(self.tables.read_members_of, {"chords": chunk}):
+                counted[group_id].add(task_id)
+        rest = {
+            group_id: list(dict.fromkeys(i for i in leaf_ids(header) if i not in counted[group_id]))
+            for group_id, header in headers.items()
+        }
+        ready = ready_states(self.backend, [id_ for ids in rest.values() for id_ in ids])
+        return {
+            group_id: Outstanding(
+                tuple(id_ for id_ in ids if id_ not in ready),
+                tuple(StoredResult(id_, ready[id_], None) for id_ in ids if id_ in ready),
+            )
+            for group_id, ids in rest.items()
+        }
+
+    def vanished(self, group_id: str, header: Header) -> list[str]:
+        # What a part brought along is kept beside it.
+        rows = self._read(self.tables.read_plain_members, group_id)
+        counted = {task_id for (task_id,) in rows}
+        ids = [task_id for task_id in leaf_ids(header) if task_id in counted]
+        ready = ready_states(self.backend, ids)
+        return [task_id for task_id in dict.fromkeys(ids) if task_id not in ready]
+
+    def has(self, group_id: str) -> bool:
+        """Tell whether a chord is live here; cheaper than to read it."""
+        return bool(self._read(self.tables.read_chord(self.tables.chord.c.id), group_id))
+
+    def failed(self, group_ids: Sequence[str]) -> dict[str, int]:
+        statement = self.tables.count_failed(self.backend.task_cls.__table__.c)
+        found = dict.fromkeys(group_ids, 0)
+        for chunk in chunks(group_ids):
+            found.update(self._select(statement, {"chords": chunk}))
+        return found
+
+    def collect(self, claim: Claim) -> tuple[Header, dict[str, StoredResult]]:
+        header = claim.header
+        if header is None:
+            raise ChordUnreadable("its members are not known: its header is missing or damaged")
+        ids = list(leaf_ids(header))
+        results = read_results(self.backend, ids)
+        ready = {id_: result for id_, result in results.items() if result.is_ready}
+        if len(ready) < len(set(ids)):
+            for task_id, payload in self.payloads(claim.group_id).items():
+                ready[task_id] = self._brought(task_id, payload)
+        return header, ready
+
+    def _brought(self, task_id: str, payload: Any) -> StoredResult:
+        """Return the result that a part brought along."""
+        try:
+            state, value = self.backend.decode(payload)
+            return StoredResult(task_id, str(state), value)
+        except OUTSIDE:
+            raise
+        except Exception as exc:  # noqa: BLE001 - whatever was stored
+            return unreadable(task_id, in_a_line(exc))
+
+    def counted(self, group_id: str) -> set[str]:
+        """Return the ids of the members that were counted."""
+        return {task_id for (task_id,) in self._read(self.tables.read_members, group_id)}
+
+    def payloads(self, group_id: str) -> dict[str, bytes]:
+        """Return what parts brought along, by task id (see :class:`Part`)."""
+        return dict(self._read(self.tables.read_payloads, group_id))
+
+    def claim(self, group_id: str, token: str | None = None) -> Claim | None:
+        token = token or new_token()
+        now = time.time()
+        values = {
+            "chord": group_id,
+            "token": token,
+            "now": now,
+            "until": now + claims.CLAIM_SECONDS,
+        }
+
+        def claim_chord() -> Claim | None:
+            with self._transaction() as connection:
+                if not connection.execute(self.tables.claim, values).rowcount:
+                    return None
+                read = self.tables.read_chord(self.tables.chord.c.header)
+                packed = connection.execute(read, {"chord": group_id}).scalar()
+                return Claim(group_id, token, header_in(packed))
+
+        return self._retried(claim_chord)
+
+    def renew(self, claim: Claim) -> bool:
+        until = time.time() + claims.CLAIM_SECONDS
+        return self._write(self.tables.renew, claim.group_id, token=claim.token, until=until)
+
+    def release(self, claim: Claim) -> None:
+        self._write(self.tables.release, claim.group_id, token=claim.token, now=time.time())
+
+    def expire(self, is_gone: Callable[[str], bool]) -> int:
+        now = time.time()
+        # A chord that is claimed is due when the claim ends, at the latest.
+        times = {"now": now, "latest": now + claims.CLAIM_SECONDS + 1}
+        claimed = self._select(self.tables.find_claimed, times)
+        # A row that is damaged may be claimed by nobody.
+        gone = [(group_id, token) for group_id, token in claimed if token and is_gone(token)]
+        # Renewed until now, which has just passed.
+        return sum(
+            self._write(self.tables.renew, group_id, token=token, until=now)
+            for group_id, token in gone
+        )
+
+    def close(self, group_id: str, *, has_failed: bool = False) -> None:
+        # Two transactions, the row first: a part that is counted meanwhile is seen by the second,
+        # one that comes later finds no row and takes its member back.
+        self._write(self.tables.remove, group_id)
+        self._write(self.tables.remove_members, group_id)
+
+    def abandon(self, group_id: str, *, is_known: bool) -> None:
+        self.close(group_id)
+
+    def live_members(self) -> Any:
+        """Return the statement that selects the ids of all members that live chords counted."""
+        return sa.select(self.tables.member.c.task_id)
+
+    def forget_abandoned(
+        self, before: float, is_kept: Callable[[Record], bool] = lambda _: False
+    ) -> int:
+        """Forget chords that nobody ends any more; return how many.
+
+        Arguments:
+            before: They had no progress since then (Unix time).
+            is_kept: Tells of such a chord that it stays all the same.
+        """
+        self._look_at_tables_again()  # this is done once a day
+        if not self.is_usable():
+            return 0
+
+        old = self._select(self.tables.find_abandoned, {"before": before})
+        records = self.read_all([group_id for (group_id,) in old]).values()
+        abandoned = [record.group_id for record in records if not is_kept(record)]
+        for group_id in abandoned:
+            self.close(group_id)
+        # Whoever closed these died before the members were removed.
+        for (group_id,) in self._select(self.tables.find_orphans, {}):
+            self._write(self.tables.remove_members, group_id)
+        return len(abandoned)
+
+    def take_due(self, now: float, until: float, limit: int) -> list[str]:
+        due = self._select(self.tables.find_due, {"now": now, "most": limit})
+        take = self.tables.take_due
+        return [id_ for id_, seen in due if self._write(take, id_, seen=seen, until=until)]
+
+    def look_again(self, group_id: str, due: float) -> str | None:
+        self._write(self.tables.look_again, group_id, until=due)
+        return None

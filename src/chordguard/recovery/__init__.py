@@ -1,0 +1,1 @@
+"""What happens when a chord does not end by itself: diagnosis, repair, watchdog."""

@@ -1,0 +1,1 @@
+"""Celery as chordguard reads it: result backends, stored results, signatures, workers, apps."""
