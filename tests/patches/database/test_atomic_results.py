@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from celery import chord
 from celery.app.task import Context
 from celery.states import EXCEPTION_STATES, READY_STATES
 from celery.utils import uuid
 from sqlalchemy.pool import NullPool
 
-from chordguard.engine.versions import celery_5_7, celery_version
+from chordguard.engine.versions import celery_5_6, celery_5_7, celery_version
 from tests.app_factory import make_app
 from tests.chords.troubled import late_retry
-from tests.harness import Stack
+from tests.harness import Stack, wait_until
 
 #: While a member retries it keeps one process, and its second run takes another one.
 pytestmark = pytest.mark.cluster(concurrency=3)
@@ -316,3 +317,34 @@ def test_table_without_the_constraint_is_warned_of_once_and_used_as_by_celery(
 
     (warning,) = [record for record in caplog.records if record.name == "chordguard"]
     assert "the table celery_taskmeta has no unique constraint on task_id" in warning.getMessage()
+
+
+@pytest.mark.skipif(
+    not celery_5_6 <= celery_version() < celery_5_7,
+    reason="only Celery 5.6 stores that a task is revoked which it does not know",
+)
+class TestRevokedByItsId:
+    @on_sql
+    def test_member_that_is_done_keeps_its_result(self, with_fix):
+        assert ("SUCCESS", 1) == revoke_one_that_is_done(with_fix)
+
+    @on_sqlite
+    def test_its_result_is_replaced(self, without_fix):
+        assert "REVOKED" == revoke_one_that_is_done(without_fix)[0]
+
+    @on_sqlite
+    def test_task_that_has_not_run_is_revoked(self, with_fix):
+        result = with_fix.app.AsyncResult(uuid())
+        result.revoke()
+
+        wait_until(lambda: result.state == "REVOKED", what="the revocation")
+
+
+def revoke_one_that_is_done(cluster):
+    t = cluster.tasks
+    result = chord([t.echo.s(1), t.echo.s(2)], t.collect.s()).apply_async()
+    assert [1, 2] == cluster.run(result)
+    member = result.parent.results[0]
+    cluster.app.control.revoke(member.id, reply=True, timeout=5)
+    meta = cluster.app.backend._get_task_meta_for(member.id)
+    return meta["status"], meta["result"]

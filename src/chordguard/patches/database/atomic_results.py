@@ -3,6 +3,8 @@
 `Task.retry` publishes before it stores RETRY, so the next run may be done first; up to 5.6 the
 backend overwrites blindly, and on SQLite, which has no row locks, 5.7 does, too. Here the result
 of a member is stored by one statement, which never replaces a ready state by one that is not.
+In 5.6 each worker that is told to revoke a task stores REVOKED for it, also over a SUCCESS, which
+a SQL backend (not Redis) lets happen: a SUCCESS stays here.
 https://github.com/celery/celery/issues/6115
 """
 
@@ -16,7 +18,7 @@ from typing import Any
 from celery import states
 
 from ...engine.patch import Defect, Patch
-from ...engine.versions import celery_5_7, celery_version
+from ...engine.versions import celery_5_6, celery_5_7, celery_version
 from ...lifecycle import counting
 from ...upstream import sessions
 from ...upstream.database import with_retries
@@ -31,6 +33,12 @@ patch = Patch(
         # From 5.7 on Celery locks the row first, which SQLite cannot do.
         only_on=("sqlite",) if celery_version() >= celery_5_7 else (),
     ),
+    Defect(
+        "B19",
+        "SQL: revoking a member that is done replaces its result by a TaskRevokedError",
+        since=celery_5_6,
+        until=celery_5_7,
+    ),
     driver="sqlalchemy",
 )
 
@@ -41,14 +49,17 @@ DIALECTS = ("mariadb", "mysql", "postgresql", "sqlite")
 _has_constraint: dict[str, bool] = {}
 
 
-@patch.wraps("celery.backends.database", "DatabaseBackend._store_result", takes={"request": 4})
-def store(wrapped: Any, backend: Any, args: Any, kwargs: Any, *, request: Any) -> Any:
-    if request is None or not request.chord or not _can_store(backend):
+@patch.wraps(
+    "celery.backends.database", "DatabaseBackend._store_result", takes={"state": 2, "request": 4}
+)
+def store(wrapped: Any, backend: Any, args: Any, kwargs: Any, *, state: Any, request: Any) -> Any:
+    is_member = request is not None and bool(request.chord)
+    if not (is_member or _is_only_revoked(state, request)) or not _can_store(backend):
         return wrapped(*args, **kwargs)
     values, statement = _prepare(backend, *args, **kwargs)
 
     def store_result() -> None:
-        part = counting.part_to_store(request)
+        part = counting.part_to_store(request) if is_member else None
         if part is not None and part.store(statement, values):
             return
         with sessions.session(backend) as session:
@@ -59,6 +70,12 @@ def store(wrapped: Any, backend: Any, args: Any, kwargs: Any, *, request: Any) -
         # Celery retries what this function replaces.
         return store_result()
     return with_retries(backend, store_result)
+
+
+def _is_only_revoked(state: Any, request: Any) -> bool:
+    """Tell whether a worker stores that a task is revoked, of which it knows the id alone."""
+    is_affected = celery_5_6 <= celery_version() < celery_5_7
+    return is_affected and request is None and bool(state == states.REVOKED)
 
 
 def _can_store(backend: Any) -> bool:
@@ -109,7 +126,7 @@ def _prepare(
     # As with Celery, a row that is updated without a date has that of the update.
     values["touched"] = datetime.now(timezone.utc).replace(tzinfo=None)
     kept = frozenset(states.READY_STATES if state not in states.READY_STATES else ())
-    if celery_version() >= celery_5_7:
+    if celery_version() >= celery_5_7 or _is_only_revoked(state, request):
         kept |= {states.SUCCESS}
     # Without new ones the stamps stay.
     written = frozenset(key for key in _columns(backend.task_cls) if key != "stamps" or values[key])
