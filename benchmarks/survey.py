@@ -18,8 +18,8 @@ from uuid import uuid4
 import redis
 import sqlalchemy as sa
 from celery import states
+from tests.chords.stuck import ALONE
 from tests.harness import ROOT
-from tests.stuck import ALONE
 
 from chordguard.ledger.access import ledger_of
 from chordguard.ledger.model import Part

@@ -8,6 +8,8 @@ import importlib.metadata
 import itertools
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -160,3 +162,11 @@ def test_classifiers_and_matrix_name_the_same_pythons():
 def test_the_version_stands_in_one_place():
     assert chordguard.__version__ == importlib.metadata.version("chordguard")
     assert 'dynamic = ["version"]' in read("pyproject.toml")
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["benchmarks.__main__", "tests.canvases.__main__", "tests.chaos.__main__", "tests.fleets"],
+)
+def test_what_a_session_runs_can_be_imported(module):
+    subprocess.run([sys.executable, "-c", f"import {module}"], check=True, cwd=ROOT)
