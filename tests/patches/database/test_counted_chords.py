@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+from datetime import datetime, timezone
 
 import pytest
 import sqlalchemy as sa
@@ -11,6 +12,7 @@ from celery.exceptions import ChordError
 from celery.signals import before_task_publish
 
 from chordguard import strict, tolerant
+from chordguard.ledger.access import ledger_of
 from chordguard.ledger.model import Part
 from chordguard.ledger.sql import DatabaseLedger
 from chordguard.lifecycle.safety_net import unlock_id
@@ -18,6 +20,9 @@ from tests.app_factory import make_app
 from tests.harness import UNLOCK, Cluster, running_worker, wait_until
 
 LOOK = re.compile(r"Task celery\.chord_unlock\[([\w-]+)\] (?:retry|succeeded)")
+
+#: As Celery stores it: UTC without a time zone.
+LONG_AGO = datetime(2020, 1, 1, tzinfo=timezone.utc).replace(tzinfo=None)
 
 #: Members of a header that is a generator.
 MANY = 20
@@ -484,3 +489,19 @@ class TestTroubles:
         assert 1 == ledger.read("younger").returned
         assert {"1"} == ledger.counted("younger")
         ledger.close("younger")
+
+
+@pytest.mark.parametrize("backend_kind", ["sqlite", "postgresql"])
+def test_cleanup_goes_on_where_the_tables_of_the_ledger_were_dropped(clusters, backend_kind):
+    with clusters.alone(backend_kind) as cluster:
+        backend = cluster.app.backend
+        backend.store_result("old", 1, "SUCCESS")
+        ledger = ledger_of(backend)
+        rows = backend.task_cls
+        with ledger._transaction() as connection:
+            ledger.tables.metadata.drop_all(connection)
+            connection.execute(sa.update(rows).values(date_done=LONG_AGO))
+
+        backend.cleanup()
+
+        assert "PENDING" == backend.get_state("old")

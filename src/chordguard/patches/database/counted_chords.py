@@ -19,7 +19,7 @@ from celery import states
 from kombu.exceptions import EncodeError
 
 from ...engine.patch import Defect, Patch
-from ...engine.versions import celery_5_5
+from ...engine.versions import celery_5_5, celery_5_7
 from ...errors import OUTSIDE, ChordEnded
 from ...ledger.access import ledger_of, ledger_on
 from ...ledger.checked import body_of
@@ -176,10 +176,12 @@ def add_to_chord(
     return None
 
 
-@patch.wraps("celery.backends.database", "DatabaseBackend.cleanup")
+@patch.wraps("celery.backends.database", "DatabaseBackend.cleanup", until=celery_5_7)
+@patch.wraps("celery.backends.database", "DatabaseBackend._cleanup", since=celery_5_7)
 def cleanup(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
     ledger = ledger_of(backend) if backend.expires else None
-    if ledger is None:
+    if ledger is None or not ledger.is_there():
+        # Where its tables were dropped there are no live chords.
         wrapped(*args, **kwargs)
         return
     delete_expired(backend, ledger.live_members())
