@@ -474,6 +474,7 @@ class TestTroubles:
 
     def test_cleanup_forgets_abandoned_chords_and_no_others(self, with_fix):
         ledger = DatabaseLedger(with_fix.app.backend)
+        assert ledger.is_usable()
         for group_id in ("abandoned", "younger"):
             ledger.open(group_id, ["1", "2"], None, time.time() + 60, None)
             ledger.count(group_id, Part("1"))
