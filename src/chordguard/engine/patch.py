@@ -236,8 +236,8 @@ class Patch(Wrapping):
     @property
     def until(self) -> Version | None:
         """The first Celery version after that which has none; None: all have one."""
-        versions = [each.until for each in self.defects]
-        return None if None in versions else max(filter(None, versions), default=None)
+        ends = [each.until for each in self.defects]
+        return None if None in ends else max(filter(None, ends), default=None)
 
     @property
     def setting(self) -> str:

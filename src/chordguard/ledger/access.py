@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
 __all__ = (
+    "bounded_backend",
     "bounded_ledger",
     "ledger_of",
     "ledger_of_kind",
@@ -101,12 +102,23 @@ def bounded_ledger(app: Celery, seconds: float = GIVEN_UP_AFTER) -> Iterator[Led
         LedgerMissing: There is none.
         CannotTell: The result backend cannot be read, which may come up within the block.
     """
+    with bounded_backend(app, seconds) as backend:
+        yield ledger_on(backend, is_read=True) or _raise_missing(app)
+
+
+@contextmanager
+def bounded_backend(app: Celery, seconds: float = GIVEN_UP_AFTER) -> Iterator[Any]:
+    """Yield the result backend of `app`, whose ledger may not be there yet, as `bounded_ledger`.
+
+    Raises:
+        CannotTell: The result backend cannot be read, which may come up within the block.
+    """
     try:
         backend = bounded(app, seconds)
     except Exception as exc:  # noqa: BLE001 - it is told
         raise _cannot_tell(app, exc) from masking.cause_to_show(exc)
     try:
-        yield ledger_on(backend, is_read=True) or _raise_missing(app)
+        yield backend
     except backends.errors(backend) as exc:
         raise _cannot_tell(app, exc) from masking.cause_to_show(exc)
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError
@@ -16,9 +16,6 @@ from ..upstream import sessions
 from ..upstream.database import create_tables, is_refusal, with_retries
 from . import rights
 from .tables import DIALECTS, Tables
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ("LedgerDatabase",)
 
@@ -129,7 +126,7 @@ class LedgerDatabase:
         except DatabaseError as exc:
             if not self.refuse(exc):
                 # Perhaps somebody has dropped the tables: the next one looks.
-                _are_there.pop(self._key, None)
+                self._look_at_tables_again()
             raise
 
     def _session(self) -> AbstractContextManager[Any]:

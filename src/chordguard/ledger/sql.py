@@ -26,7 +26,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from kombu.utils.encoding import ensure_bytes
@@ -41,9 +41,6 @@ from .database import LedgerDatabase
 from .model import Claim, Ledger, Outstanding, Part, Record
 from .packing import Header, joined, leaf_ids, pack
 from .tables import insert_into, record_of_row
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ("DatabaseLedger",)
 

@@ -42,8 +42,6 @@ from .settlement import Settlement
 if TYPE_CHECKING:
     from celery import Celery
 
-    from ..policy import Policy
-
 __all__ = ("Ending", "end", "end_from_part")
 
 logger = logging.getLogger("chordguard")

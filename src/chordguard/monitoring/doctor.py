@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 from .. import settings
 from ..engine.patch import is_patched
 from ..engine.versions import TESTED_VERSIONS, celery_5_7, celery_version
-from ..errors import CannotTell, SettingError
-from ..ledger.access import ledger_of_kind
+from ..errors import SettingError
+from ..ledger.access import bounded_backend, ledger_of_kind
 from ..patches import outcomes, registry
 from ..upstream import backends, hooks
 from ..upstream.apps import finalize
-from ..upstream.bounded import bounded, disconnect
 from ..upstream.hooks import UNLOCK
 from .defects import backend_of, is_counted, is_open
 from .polls import annotations_of, polls_are_ours, short_polling, stays_pending
@@ -120,18 +119,11 @@ def ask_backend(app: Celery, seconds: float = ASKED_SECONDS) -> list[Finding]:
     """
     if backends.why_unsupported(app) or not settings.get(app, "chord_ledger"):
         return []
-    backend = bounded(app, seconds)
-    try:
+    with bounded_backend(app, seconds) as backend:
         ledger = ledger_of_kind(backend)
         if not ledger.is_there():
             return [Finding("the ledger", NO_TABLES, CREATE)]
         refused = ledger.refused()
-    except backends.errors(backend) as exc:
-        line = next(iter(str(getattr(exc, "orig", None) or exc).splitlines()), "")
-        where = backends.address(app)
-        raise CannotTell(f"the result backend {where} cannot be read: {line}") from exc
-    finally:
-        disconnect(backend)
     return [
         Finding(what, f"the result backend refuses it ({why}): {LEFT_TO_CELERY}", GRANT)
         for what, why in refused.items()

@@ -21,7 +21,7 @@ from ..recovery import kinds
 from ..recovery.diagnosis import diagnose_all
 from ..recovery.evidence import examine_all
 from ..recovery.kinds import Diagnosis
-from ..upstream.workers import PING_SECONDS, ping_workers
+from ..upstream.workers import ASKING_SECONDS, ping_workers
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -285,7 +285,7 @@ class _Probe:
         # Asked twice, one that is busy for a moment is not said to be away.
         answers = answers or ping_workers(app) or ping_workers(app)
         if not answers:
-            raise CannotTell(f"no worker answered within {PING_SECONDS:g} s")
+            raise CannotTell(f"no worker answered within {ASKING_SECONDS:g} s")
         self._worker = (answers[0], time.monotonic() + PING_KEPT)
 
 

@@ -18,10 +18,11 @@ __all__ = (
     "broker_of",
     "inspector",
     "most_answers",
+    "ping_workers",
     "redis_command",
 )
 
-#: Seconds for which the workers may take to answer.
+#: Seconds for which the broker, and then the workers, may take to answer.
 ASKING_SECONDS = 1.0
 
 
@@ -63,7 +64,7 @@ def address_of_broker(app: Celery) -> str:
 
 
 def inspector(
-    app: Celery, connection: Any, workers: list[str] | None = None, limit: int | None = None
+    app: Celery, connection: Any, workers: Sequence[str] | None = None, limit: int | None = None
 ) -> Any:
     """Return Celery's `Inspect` on a bounded connection; `limit`: after so many answers it ends."""
     inspect = app.control.inspect
@@ -94,22 +95,15 @@ def redis_command(channel: Any, name: str, key: str, *values: Any) -> Any:
     return channel.client.execute_command(name, f"{prefix}{key}", *values)
 
 
-#: Seconds for which the broker, and then a worker, is waited for.
-PING_SECONDS = 1.0
-
-
 def ping_workers(app: Celery, names: Sequence[str] | None = None) -> list[str]:
     """Return the names of the workers that answer, among `names` or all.
 
     Raises:
         CannotTell: The broker cannot be reached.
     """
-    with broker_of(app, PING_SECONDS) as connection:
-        inspect = app.control.inspect(
-            timeout=PING_SECONDS, destination=names, connection=connection
-        )
+    with broker_of(app) as connection:
         try:
-            return list(inspect.ping() or ())
+            return list(inspector(app, connection, names).ping() or ())
         except Exception as exc:  # noqa: BLE001 - it is told
             where = address_of_broker(app)
             raise CannotTell(

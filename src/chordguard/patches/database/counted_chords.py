@@ -66,7 +66,6 @@ def apply_chord(
     wrapped: Any, backend: Any, args: Any, kwargs: Any, *, header_result_args: Any, body: Any
 ) -> Any:
     group_id, results = header_result_args
-    options = {name: kwargs[name] for name in kwargs if name not in ("header_result_args", "body")}
     ledger = ledger_of(backend)
     if ledger is None:
         return wrapped(*args, **kwargs)
@@ -76,6 +75,7 @@ def apply_chord(
     except Exception:  # noqa: BLE001 - it is logged
         warn_once("Chord %s is polled: writing it to the ledger failed", group_id)
         return wrapped(*args, **kwargs)
+    options = {name: kwargs[name] for name in kwargs if name not in ("header_result_args", "body")}
     if run is None:
         safety_net.send_unlock(backend, group_id, results, body, options)
     else:
@@ -164,13 +164,12 @@ def on_chord_part_return(
 def add_to_chord(
     wrapped: Any, backend: Any, args: Any, kwargs: Any, *, chord_id: Any, result: Any
 ) -> Any:
-    group_id = chord_id
     ledger = ledger_of(backend)
     if ledger is None:
         return wrapped(*args, **kwargs)
-    if not ledger.add(group_id, header_of([result])):
+    if not ledger.add(chord_id, header_of([result])):
         raise ChordEnded(
-            f"chord {group_id} cannot take another member: it has ended, or it was started by a "
+            f"chord {chord_id} cannot take another member: it has ended, or it was started by a "
             "process that does not count chords; add members while one of its own still runs"
         )
     return None
