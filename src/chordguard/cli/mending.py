@@ -8,12 +8,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..ledger.access import required_ledger
 from ..ledger.packing import leaf_ids
+from ..lifecycle.settlement import Settlement
 from ..recovery.evidence import examine
 from ..recovery.kinds import Diagnosis
 from ..recovery.repair import Action, actions_for, carry_out, resending
@@ -182,9 +184,8 @@ def _plans(ledger: Ledger, chord: Chord, *, is_resending: bool) -> Iterable[Acti
 def _carry_out(ledger: Ledger, found: Diagnosis, action: Action) -> Action:
     """Do what `action` says, unless the chord has moved since it was diagnosed."""
     if found.record is None or _has_moved(ledger, found):
-        return Action(action.name, action.group_id, "it has moved meanwhile", False)
-    is_done = carry_out(ledger, found, action)
-    return Action(action.name, action.group_id, action.reason, is_done)
+        return replace(action, reason="it has moved meanwhile", is_done=False)
+    return replace(action, is_done=carry_out(ledger, found, action))
 
 
 def _has_moved(ledger: Ledger, found: Diagnosis) -> bool:
@@ -203,13 +204,14 @@ def _revoke_members(app: Celery, chords: Iterable[Chord], *, is_terminating: boo
 
 def _abort(ledger: Ledger, found: Diagnosis, why: str) -> Action:
     """Settle a chord, unless its revoked members have ended it."""
+    action = Action("abort", found.group_id, why, settlement=Settlement.by_request())
     deadline = time.monotonic() + ENDING_SECONDS
     while True:
         now = examine(ledger, found.group_id)
-        if now.record is None or carry_out(ledger, now, Action("abort", found.group_id, why)):
-            return Action("abort", found.group_id, why, True)
+        if now.record is None or carry_out(ledger, now, action):
+            return replace(action, is_done=True)
         if time.monotonic() > deadline:
-            return Action("abort", found.group_id, f"{why}, but {now.reason}", False)
+            return replace(action, reason=f"{why}, but {now.reason}", is_done=False)
         time.sleep(0.2)
 
 

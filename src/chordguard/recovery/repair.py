@@ -36,9 +36,6 @@ __all__ = ("Action", "actions_for", "carry_out", "carry_out_all", "repair", "res
 logger = logging.getLogger("chordguard")
 
 
-BY_REQUEST = Settlement.by_request()
-
-
 @dataclass(frozen=True)
 class Action:
     """Something that mends a chord.
@@ -48,14 +45,14 @@ class Action:
         group_id: The chord.
         reason: What it is done for, in a sentence.
         is_done: Whether it was done; None: it was only asked for.
-        settlement: For "abort": why the chord is settled.
+        settlement: Why the chord ends before its members are done, if it settles it.
     """
 
     name: str
     group_id: str
     reason: str
     is_done: bool | None = None
-    settlement: Settlement = BY_REQUEST
+    settlement: Settlement | None = None
 
 
 def actions_for(diagnosis: Diagnosis) -> list[Action]:
@@ -76,7 +73,8 @@ def actions_for(diagnosis: Diagnosis) -> list[Action]:
         return []
     if diagnosis.body is None and name != "forget":
         return []
-    return [Action(name, diagnosis.group_id, diagnosis.reason)]
+    why = _why_settle(diagnosis) if name == "fail-members" else None
+    return [Action(name, diagnosis.group_id, diagnosis.reason, settlement=why)]
 
 
 def _may_settle(diagnosis: Diagnosis) -> bool:
@@ -92,14 +90,11 @@ def _may_settle(diagnosis: Diagnosis) -> bool:
 
 def carry_out(ledger: Ledger, diagnosis: Diagnosis, action: Action) -> bool:
     """Do what `action` says; return whether it was done, not left to somebody else."""
-    if action.name == "abort":
-        done = _fire(ledger, diagnosis, action.settlement)
-    else:
-        done = _ACTIONS[action.name](ledger, diagnosis)
+    done = _ACTIONS[action.name](ledger, diagnosis, action)
     if done:
         logger.warning("Chord %s: %s, for %s", action.group_id, action.name, action.reason)
-        is_settled = action.name in ("fail-members", "abort")
-        signal = signals.chord_settled if is_settled else signals.chord_repaired
+        is_repaired = action.settlement is None
+        signal = signals.chord_repaired if is_repaired else signals.chord_settled
         signal.send(
             sender=ledger.backend.app,
             group_id=action.group_id,
@@ -150,7 +145,7 @@ def resending(ledger: Ledger, diagnosis: Diagnosis) -> list[Action]:
     return [Action("resend", diagnosis.group_id, diagnosis.reason)]
 
 
-def _fire(ledger: Ledger, diagnosis: Diagnosis, settlement: Settlement | None = None) -> bool:
+def _end(ledger: Ledger, diagnosis: Diagnosis, action: Action) -> bool:
     with ledger.asking(diagnosis.group_id) as token:
         claim = ledger.claim(diagnosis.group_id, token)
         if claim is None:
@@ -159,13 +154,14 @@ def _fire(ledger: Ledger, diagnosis: Diagnosis, settlement: Settlement | None = 
             ledger,
             claim,
             diagnosis.body,
-            settlement=settlement,
+            settlement=action.settlement,
             takes_over=True,
             is_body_damaged=diagnosis.body_damage is not None,
         )
 
 
-def _fail_members(ledger: Ledger, diagnosis: Diagnosis) -> bool:
+def _why_settle(diagnosis: Diagnosis) -> Settlement:
+    """Return why a chord is settled whose members are lost."""
     if diagnosis.timeout is not None and diagnosis.is_overdue:
         why = Settlement.overdue(diagnosis.idle, diagnosis.timeout)
     else:
@@ -174,10 +170,10 @@ def _fail_members(ledger: Ledger, diagnosis: Diagnosis) -> bool:
         why = why.noting(f"the ledger has lost its {', '.join(diagnosis.record.lost)}")
     if diagnosis.is_damaged:
         why = why.noting(diagnosis.reason)
-    return _fire(ledger, diagnosis, why)
+    return why
 
 
-def _resend(ledger: Ledger, diagnosis: Diagnosis) -> bool:
+def _resend(ledger: Ledger, diagnosis: Diagnosis, _: Action) -> bool:
     members = _lost_signatures(ledger, diagnosis)
     for member in members:
         member.apply_async(chord=diagnosis.body, add_to_parent=False)
@@ -195,7 +191,7 @@ def _lost_signatures(ledger: Ledger, diagnosis: Diagnosis) -> list[Any]:
     return [maybe_signature(data, app=app) for data, ids in kept if set(leaf_ids([ids])) <= lost]
 
 
-def _requeue(ledger: Ledger, diagnosis: Diagnosis) -> bool:
+def _requeue(ledger: Ledger, diagnosis: Diagnosis, _: Action) -> bool:
     results = _results_of(ledger.backend.app, diagnosis.header or ())
     safety_net.send_unlock(ledger.backend, diagnosis.group_id, results, diagnosis.body, {})
     return True
@@ -210,7 +206,7 @@ def _results_of(app: Celery, header: Header) -> list[Any]:
     ]
 
 
-def _recount(ledger: Ledger, diagnosis: Diagnosis) -> bool:
+def _recount(ledger: Ledger, diagnosis: Diagnosis, _: Action) -> bool:
     index_of = {id_: index for index, id_ in enumerate(leaf_ids(diagnosis.header or ()))}
     claim = None
     with ledger.asking(diagnosis.group_id) as token:
@@ -222,16 +218,17 @@ def _recount(ledger: Ledger, diagnosis: Diagnosis) -> bool:
     return True
 
 
-def _forget(ledger: Ledger, diagnosis: Diagnosis) -> bool:
+def _forget(ledger: Ledger, diagnosis: Diagnosis, _: Action) -> bool:
     ledger.close(diagnosis.group_id)
     return True
 
 
-_ACTIONS: dict[str, Callable[[Any, Diagnosis], bool]] = {
-    "fire": _fire,
+_ACTIONS: dict[str, Callable[[Ledger, Diagnosis, Action], bool]] = {
+    "fire": _end,
+    "abort": _end,
     "recount": _recount,
     "resend": _resend,
     "requeue": _requeue,
-    "fail-members": _fail_members,
+    "fail-members": _end,
     "forget": _forget,
 }
