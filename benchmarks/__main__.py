@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tests.harness import Clusters
 from tests.servers import Servers
 
-from benchmarks import redis, sql, survey, watchdog
+from benchmarks import redis, scale, sql, survey, watchdog
 from benchmarks.lanes import canvas, fresh_producer, pair, run_many, statements, timed, until_done
 from chordguard import install_patches, uninstall_patches
 
@@ -158,6 +158,12 @@ BENCHMARKS: dict[str, Callable[[Clusters], Iterator[tuple[str, bool]]]] = {
     "sql_stragglers": sql.stragglers,
     "sql_crowd": sql.crowd,
     "sql_duplicates": sql.duplicates,
+    "scale_counting": scale.counting,
+    "scale_slow_flushes": scale.slow_flushes,
+    "scale_slow_mariadb": scale.slow_mariadb,
+    "scale_large_redis": scale.large_redis,
+    "scale_starts": scale.starts,
+    "scale_endings": scale.endings,
     "survey": survey.survey,
 }
 

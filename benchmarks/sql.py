@@ -70,13 +70,22 @@ def lines(path: Path) -> list[str]:
 
 @contextlib.contextmanager
 def benches(
-    clusters: Clusters, backend: str = "postgresql", halves: Any = HALVES, **options: Any
+    clusters: Clusters,
+    backend: str = "postgresql",
+    halves: Any = HALVES,
+    more_settings: dict[str, Any] | None = None,
+    **options: Any,
 ) -> Iterator[dict[str, Bench]]:
     """Yield a stock and a patched cluster, both warm."""
     with tempfile.TemporaryDirectory(prefix="chordguard-bench-") as folder:
         both = {
             half: Bench(
-                clusters(backend, patched=half == "patched", settings=SETTINGS, **options),
+                clusters(
+                    backend,
+                    patched=half == "patched",
+                    settings={**SETTINGS, **(more_settings or {})},
+                    **options,
+                ),
                 Path(folder),
             )
             for half in halves

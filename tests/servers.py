@@ -367,6 +367,7 @@ class MySQL(SQLKind):
     )
     users = ("mysql", "nobody")
     version_query = "SELECT VERSION()"
+    persistence = "--skip-log-bin --innodb-flush-log-at-trx-commit=0 --innodb-flush-method=nosync"
     drop = "DROP DATABASE IF EXISTS {name}"
 
     def installed(self) -> Iterator[Path]:
@@ -388,8 +389,7 @@ class MySQL(SQLKind):
             )
         options = (
             f"--no-defaults --datadir={data} --port={port} --bind-address=127.0.0.1"
-            f" --socket={folder}/sock --pid-file={folder}/pid --skip-log-bin"
-            " --innodb-flush-log-at-trx-commit=0 --innodb-flush-method=nosync"
+            f" --socket={folder}/sock --pid-file={folder}/pid {self.persistence}"
             " --character-set-server=utf8mb4"
         )
         if mariadb is None:

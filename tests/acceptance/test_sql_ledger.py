@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from chordguard.__main__ import FINE, UNUSABLE, main
 from chordguard.ledger.model import Part
 from chordguard.ledger.sql import DatabaseLedger
+from chordguard.ledger.tables import DEFAULT_NAMES
 from tests.app_factory import make_app
 from tests.harness import Cluster, Stack, running_worker, wait_until
 
@@ -25,7 +26,7 @@ TROUBLE = ("deadlock", "failed operation", "error", "could not", "cannot")
 
 LOOK = re.compile(r"Task celery\.chord_unlock\[[\w-]+\] (?:retry|succeeded)")
 
-TABLES = ["chordguard_chord", "chordguard_chord_member"]
+TABLES = sorted(DEFAULT_NAMES.values())
 
 
 def execute(url, *statements):
@@ -174,14 +175,18 @@ class TestTables:
     def test_have_the_names_and_schemas_of_the_app(self, stack):
         execute(stack.database_url, "CREATE SCHEMA own")
         settings = {
-            "database_table_names": {"chord": "my_chord", "chord_member": "my_member"},
+            "database_table_names": {
+                "chord": "my_chord",
+                "chord_member": "my_member",
+                "chord_counter": "my_counter",
+            },
             "database_table_schemas": {"chord": "own", "chord_member": "own"},
         }
 
         with worker_on(stack, settings) as cluster:
             assert run_chord(cluster)
 
-        assert ["my_chord", "my_member"] == sorted(tables(stack.database_url, "own"))
+        assert ["my_chord", "my_counter", "my_member"] == sorted(tables(stack.database_url, "own"))
         assert not set(TABLES) & set(tables(stack.database_url))
 
     def test_that_may_not_be_created_are_asked_for_once_and_chords_are_polled(self, stack, role):

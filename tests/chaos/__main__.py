@@ -1,14 +1,16 @@
 """Run many chords while processes are killed and connections are cut, and account for each chord.
 
-    python -m tests.chaos [--backend redis|postgresql] [--mode MODE] [--chords N] [--seed N]
-                          [--interval SECONDS] [--seconds SECONDS] [--stock]
+    python -m tests.chaos [--backend redis|postgresql|mysql] [--mode MODE] [--chords N]
+                          [--members N] [--seed N] [--interval SECONDS] [--seconds SECONDS]
+                          [--stock]
 
 Modes: ``kills`` (children and whole workers at random, late acknowledgement), ``children`` (they
 alone; claims last as long as they do by default, and the last chord ends within 15 seconds of the
 last kill), ``steps`` (they die at each step of a chord's end), ``early`` (as kills, with early
 acknowledgement), ``cuts`` (the result backend is away for 5 seconds), ``restarts`` (it crashes and
 is started again), ``producer`` (it is killed as it sends a header of 1,000).
-Without a backend or a mode: all of them. ``--interval``: the seconds between two looks of a
+Without a backend or a mode: all of them. ``--members``: of each header; from 128 on they are
+counted on several rows on PostgreSQL and MySQL. ``--interval``: the seconds between two looks of a
 watchdog; ``--seconds``: for which chords are started, else as fast as possible. The exit status is
 1 if a bar is missed. ``--stock``: Celery alone, whose losses are counted and are no failure.
 """
@@ -44,7 +46,8 @@ if TYPE_CHECKING:
 
     from tests.servers import Server
 
-BACKENDS = ("redis", "postgresql")
+BACKENDS = ("redis", "postgresql", "mysql")
+PORTS = {"redis": 6379, "postgresql": 5432, "mysql": 3306}
 MODES = ("kills", "children", "steps", "early", "cuts", "restarts", "producer")
 #: The modes in which the result backend is away at times.
 AWAY = ("cuts", "restarts")
@@ -169,6 +172,7 @@ class Run:
 
     def __init__(self, servers: Servers, backend: str, mode: str, options: Any) -> None:
         self.mode, self.chords, self.is_stock = mode, options.chords, options.stock
+        self.members: int = options.members
         self.interval, self.seconds = options.interval, options.seconds
         self.dice = random.Random(f"{options.seed}-{backend}-{mode}")
         self.backend = backend
@@ -208,8 +212,7 @@ class Run:
     def lead_through_proxy(self, settings: dict[str, Any]) -> None:
         backend, plus, url = settings["result_backend"].rpartition("+")
         there = make_url(url)
-        default = 5432 if self.backend == "postgresql" else 6379
-        self.proxy = Proxy(there.host or "127.0.0.1", there.port or default)
+        self.proxy = Proxy(there.host or "127.0.0.1", there.port or PORTS[self.backend])
         led = there.set(host="127.0.0.1", port=self.proxy.port)
         settings["result_backend"] = backend + plus + led.render_as_string(hide_password=False)
 
@@ -300,7 +303,7 @@ class Run:
         try:
             yield
             # About as long as the chords need without trouble.
-            time.sleep(min(60, 2 + self.chords * MEMBERS / 200) if self.mode in makers else 0)
+            time.sleep(min(60, 2 + self.chords * self.members / 200) if self.mode in makers else 0)
         finally:
             is_over.set()
             thread.join()
@@ -313,7 +316,7 @@ class Run:
         results = []
         for number in range(self.chords):
             time.sleep(self.seconds / self.chords)
-            header = [t.slow.s(index, 0.005) for index in range(MEMBERS)]
+            header = [t.slow.s(index, 0.005) for index in range(self.members)]
             while True:
                 try:
                     result = chord(header, self.body(t, number)).apply_async()
@@ -357,7 +360,7 @@ class Run:
     ) -> bool:
         values = [r.value for r in ended.values() if r.state == states.SUCCESS]
         failed = sum(r.state != states.SUCCESS for r in ended.values())
-        size = 1000 if self.mode == "producer" else MEMBERS
+        size = 1000 if self.mode == "producer" else self.members
         wrong = sum(not self.is_right(value, size) for value in values)
         complete = sum(value == list(range(size)) for value in values)
         # The chord ended, but not even the error of its body could be stored.
@@ -416,6 +419,7 @@ def main() -> int:
     parser.add_argument("--backend", choices=BACKENDS)
     parser.add_argument("--mode", choices=MODES)
     parser.add_argument("--chords", type=int, default=1000)
+    parser.add_argument("--members", type=int, default=MEMBERS)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--interval", type=float, default=INTERVAL)
     parser.add_argument("--seconds", type=float, default=0.0)

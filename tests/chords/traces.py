@@ -6,6 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from chordguard.ledger.tables import DEFAULT_NAMES
 from tests.harness import UNLOCK, Cluster
 
 
@@ -34,7 +35,8 @@ def _rows(cluster: Cluster, group_id: str) -> list[str]:
     engine = sa.create_engine(cluster.stack.database_url)
     found: list[str] = []
     with engine.connect() as connection:
-        for table, column in (("chordguard_chord", "id"), ("chordguard_chord_member", "chord_id")):
+        for table in DEFAULT_NAMES.values():
+            column = "id" if table == "chordguard_chord" else "chord_id"
             if sa.inspect(engine).has_table(table):
                 query = sa.text(f"SELECT count(*) FROM {table} WHERE {column} = :id")
                 rows: Any = connection.execute(query, {"id": group_id}).scalar()

@@ -17,6 +17,7 @@ from chordguard import failures, settings, signals
 from chordguard.__main__ import FINE, main
 from chordguard.engine.patch import Patch
 from chordguard.engine.versions import TESTED_VERSIONS, lies_in
+from chordguard.ledger.tables import DEFAULT_NAMES
 from chordguard.patches import registry
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ def test_every_patch_has_a_place_where_it_acts():
 def test_only_settings_that_exist_are_named(text):
     known = {*settings.SETTINGS, *(patch.setting for patch in PATCHES.values())}
     named = set(re.findall(r"(?<![\w.])(?:CELERY_)?(chord_[a-z]\w+)", text, re.IGNORECASE))
-    # The built-in task, the placeholder for a patch's name, a table's key and its column.
-    others = {"chord_unlock", "chord_fix_", "chord_member", "chord_id", *signals.__all__}
+    # The built-in task, the placeholder for a patch's name, the keys of tables and a column.
+    others = {"chord_unlock", "chord_fix_", *DEFAULT_NAMES, "chord_id", *signals.__all__}
     named = {name.lower() for name in named} - others
     named = {name for name in named if f"`{name}.py`" not in text} - set(PATCHES)
     assert set() == named - known

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -169,7 +169,6 @@ def survey(
         live = list(ledger.group_ids() if ids is None else ids)
         _check_workers(app)
         found = diagnose_all(app, live, ledger=ledger) if is_asking else examine_all(ledger, live)
-        failures: Mapping[str, int] = ledger.failed(live)
     now = time.time()
     chords = []
     for diagnosis in found:
@@ -177,7 +176,7 @@ def survey(
             continue  # it has ended meanwhile
         age = now - diagnosis.record.created if diagnosis.record else None
         is_too_old = max_age is not None and (age or 0.0) > max_age
-        failed_members = failures.get(diagnosis.group_id, 0)
+        failed_members = diagnosis.record.failed if diagnosis.record else 0
         chords.append(Chord(diagnosis, failed_members, age, is_too_old))
     return Survey(sorted(chords, key=lambda chord: -(chord.age or 0.0)))
 

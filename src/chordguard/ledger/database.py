@@ -148,16 +148,16 @@ class LedgerDatabase:
         if error is None or self._has_tables(engine):
             return True
         self._complain(
-            f"the tables {self.tables.chord.fullname} and {self.tables.member.fullname} are not "
-            f"there and cannot be created ({masking.masked(str(error.orig))}): have them created "
+            f"the tables {', '.join(self.tables.metadata.tables)} are not there and cannot be "
+            f"created ({masking.masked(str(error.orig))}): have them created "
             f"with the output of `python -m chordguard ddl --dialect {engine.dialect.name}` and "
             "restart"
         )
         return False
 
     def _has_tables(self, engine: Any) -> bool:
-        member = self.tables.member
-        return bool(sa.inspect(engine).has_table(member.name, schema=member.schema))
+        last = self.tables.metadata.sorted_tables[-1]
+        return bool(sa.inspect(engine).has_table(last.name, schema=last.schema))
 
     def _complain(self, why: str) -> None:
         logger.warning("%s: %s", POLLED, why)

@@ -38,12 +38,14 @@ class Part:
         payload: Its result, encoded, where the ledger has to keep it.
         index: Its place in the header.
         is_recounted: Whether it was made from its stored result.
+        has_failed: Whether the member failed, or was revoked.
     """
 
     task_id: str
     payload: bytes | None = None
     index: str = ""
     is_recounted: bool = False
+    has_failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Record:
         claimed_until: Until when somebody ends it, or ended it and died (Unix time); 0: nobody.
         header: The members' ids; None where those of a generator are not known yet.
         body: The packed signature of the body.
+        failed: How many of those that are done failed, or were revoked.
         is_over: Whether its parts and its size are gone, as where a worker without the patches
             has ended it.
         lost: What the store has lost of it ("record", "parts", "size"), which it does not prove to
@@ -74,6 +77,7 @@ class Record:
     claimed_until: float
     header: Header | None
     body: bytes | None
+    failed: int = 0
     is_over: bool = False
     lost: tuple[str, ...] = ()
     damage: str | None = None
@@ -241,10 +245,6 @@ class Ledger(ABC):
     @abstractmethod
     def vanished(self, group_id: str, header: Header) -> list[str]:
         """Return the members that were counted and whose results are gone."""
-
-    @abstractmethod
-    def failed(self, group_ids: Sequence[str]) -> dict[str, int]:
-        """Return how many of the members that were counted had failed, for each live chord."""
 
     @abstractmethod
     def collect(self, claim: Claim) -> tuple[Header, Mapping[str, StoredResult]]:

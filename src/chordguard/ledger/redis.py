@@ -48,7 +48,13 @@ _LEFT = {
 PORTION = 1000
 
 #: What is read of a chord's record, beside its header and body; it has the last one for certain.
-_FIELDS = ("size", "created", "progressed", "claimed_until", "seen", "reopened", "lifetime")
+_FIELDS = (
+    *("size", "created", "progressed", "claimed_until", "seen", "failed", "reopened"),
+    "lifetime",
+)
+
+#: The states of members that failed, as JSON.
+_FAILED = json.dumps(sorted(states.PROPAGATE_STATES))
 
 
 class RedisLedger(ChordScripts, Ledger):
@@ -91,13 +97,15 @@ class RedisLedger(ChordScripts, Ledger):
     def part_of(self, request: Any, state: str, result: Any, *, is_ignored: bool) -> Part:
         index = "+inf" if request.group_index is None else str(request.group_index)
         encoded = self.backend.encode_result(result, state)
-        return Part(request.id, self.backend.encode([1, request.id, state, encoded]), index)
+        payload = self.backend.encode([1, request.id, state, encoded])
+        return Part(request.id, payload, index, has_failed=state in states.PROPAGATE_STATES)
 
     def part_from(self, result: StoredResult, index: int) -> Part:
         # That of one that could not be decoded is an exception.
         value = self.backend.encode_result(result.value, result.state)
-        part = [1, result.task_id, result.state, value]
-        return Part(result.task_id, self.backend.encode(part), str(index), is_recounted=True)
+        payload = self.backend.encode([1, result.task_id, result.state, value])
+        place = str(index)
+        return Part(result.task_id, payload, place, is_recounted=True, has_failed=result.failed)
 
     def count(self, group_id: str, part: Part, token: str | None = None) -> Claim | None:
         token = token or new_token()
@@ -115,6 +123,7 @@ class RedisLedger(ChordScripts, Ledger):
             token,
             _whole(claims.CLAIM_SECONDS),
             int(self._is_celery_5_7),
+            int(part.has_failed),
         )
         what = bytes_to_str(answer[0])  # type: ignore[no-untyped-call]
         if what == "lost":
@@ -143,7 +152,7 @@ class RedisLedger(ChordScripts, Ledger):
         fields, returned, sized, added, claimed_by, claimed_for, damage = json.loads(text)
         now = time.time()
         reader = Reader(now, damage or None)
-        size, created, progressed, claimed_until, counted, is_reopened = (
+        size, created, progressed, claimed_until, counted, failures, is_reopened = (
             fields[:-1] if fields else (False,) * (len(_FIELDS) - 1)
         )
         header = reader.header(packed_header)
@@ -167,7 +176,8 @@ class RedisLedger(ChordScripts, Ledger):
         if since is None or (returned > seen and not is_over):
             # Workers without the patches have counted it; or nobody knows when it was counted.
             since = now
-            self._run("note", group_id, now, max(returned, seen))
+            note = (now, max(returned, seen), int(self.backend._chord_zset), _FAILED)
+            failures = self._run("note", group_id, *note)
         lost = ["record"] if is_reopened else []
         if not is_proven:
             lost += ["parts"] if returned < seen else []
@@ -185,6 +195,7 @@ class RedisLedger(ChordScripts, Ledger):
             until,
             header,
             reader.body(body),
+            failed=reader.number("failed", failures) or 0,
             is_over=is_over,
             lost=tuple(lost),
             damage=reader.damage,
@@ -224,13 +235,6 @@ class RedisLedger(ChordScripts, Ledger):
 
     def vanished(self, *_: Any) -> list[str]:
         return []  # what was counted is kept with the parts
-
-    def failed(self, group_ids: Sequence[str]) -> dict[str, int]:
-        names = json.dumps(sorted(states.PROPAGATE_STATES))
-        found: dict[str, int] = {}
-        for chunk in chunks(group_ids):
-            found.update(zip(chunk, self._run_over("failed", names, chunk), strict=True))
-        return found
 
     def collect(self, claim: Claim) -> tuple[Header, dict[str, StoredResult]]:
         known = claim.parts

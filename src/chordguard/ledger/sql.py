@@ -1,17 +1,22 @@
-"""The ledger of a SQL result backend: two tables beside Celery's own, nothing polled.
+"""The ledger of a SQL result backend: three tables beside Celery's own, nothing polled.
 
 A part is one transaction: store the member's result, insert the member (one that is there
-already is no new part), count it in the chord's row. The UPDATE that counts also claims the
-chord for whom its last part came from. On PostgreSQL all of it is one statement.
+already is no new part), count it. That is done in the chord's row, by an UPDATE that also claims
+the chord for whom its last part came from; or, in a large chord, in the row of one of its
+counters (:mod:`.counters`): whoever fills one looks, when that is committed, whether all are full,
+and claims the chord then. On PostgreSQL to store and to count is one statement.
 
-Locks. Members come before their chord's row, in every transaction that has both, so two of them
-never wait for each other; the row, for which all parts of a chord queue, is held no longer than
-the commit takes. A chord is removed in two transactions, its row first. A result's row is locked
-by those only that store the same result, which PostgreSQL does last and the others first. There
-is no foreign key, whose check would lock the chord's row first, and all conditions of what is
-written are on a primary key, so that no scan locks rows: chords that are due or abandoned are
-looked for without a lock, and changed one by one. The index of what is due is written when a
-chord starts, is claimed or was looked at, not with each part.
+Locks. The row that counts is held until the commit has been flushed, which is why a large chord
+has several; no part locks both its chord's row and a counter. PostgreSQL locks the chord's row
+before the member is inserted, the others insert first; all transactions on one database do the
+same, so two of them never wait for each other. A chord is removed in one transaction for each
+table: its row, its counters, its members. Members that are told later, or added, lock the row and
+then the counters. A result's row is locked by those only that store the same result, which
+PostgreSQL does last and the others first. There is no foreign key, whose check would lock the
+chord's row, and all conditions of what is written are on a primary key, so that no scan locks
+rows: chords that are due or abandoned are looked for without a lock, and changed one by one. The
+index of what is due is written when a chord starts, is claimed or was looked at, not with each
+part.
 
 Isolation. PostgreSQL: read committed, whatever the engine says, since under repeatable read two
 parts could not both count. MySQL and MariaDB: the engine's own; under their repeatable read an
@@ -29,17 +34,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
+from celery import states
 from kombu.utils.encoding import ensure_bytes
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import OUTSIDE
 from ..upstream.results import StoredResult, chunks, read_results, ready_states, unreadable
-from . import claims
+from . import claims, counters
 from .checked import ChordUnreadable, header_in, in_a_line
 from .claims import new_token
 from .database import LedgerDatabase
 from .model import Claim, Ledger, Outstanding, Part, Record
 from .packing import Header, joined, leaf_ids, pack
+from .parts import Counted, Elsewhere, count_part
 from .tables import insert_into, record_of_row
 
 __all__ = ("DatabaseLedger",)
@@ -68,10 +75,12 @@ class DatabaseLedger(LedgerDatabase, Ledger):
         signatures: bytes | None = None,
     ) -> None:
         now = time.time()
+        ids = set(leaf_ids(header or ()))
         values = {
             "id": group_id,
-            "size": None if header is None else len(set(leaf_ids(header))),
+            "size": None if header is None else len(ids),
             "returned": 0,
+            "failed": 0,
             "created": now,
             "progressed": now,
             "due": due,
@@ -82,8 +91,12 @@ class DatabaseLedger(LedgerDatabase, Ledger):
         }
 
         def open_chord() -> None:
-            with self._transaction(is_one_statement=True) as connection:
-                connection.execute(insert_into(self.tables.chord, connection.dialect.name), values)
+            is_large = counters.how_many(len(ids)) > 0
+            with self._transaction(is_one_statement=not is_large) as connection:
+                dialect = connection.dialect.name
+                number = counters.spread(self.tables, connection, group_id, ids)
+                insert = insert_into(self.tables.chord, dialect)
+                connection.execute(insert, {**values, "counters": number})
 
         self._retried(open_chord)
 
@@ -91,48 +104,54 @@ class DatabaseLedger(LedgerDatabase, Ledger):
         return False  # without its row there is nothing that a part is counted on
 
     def set_header(self, group_id: str, header: Header) -> None:
-        self._write_header(group_id, lambda _, added: (joined(header, added), True))
+        self._write_header(group_id, header, is_all=True)
 
     def add(self, group_id: str, header: Header) -> bool:
-        return self._write_header(
-            group_id, lambda size, old: (joined(old, header), size is not None)
-        )
+        return self._write_header(group_id, header, is_all=False)
 
-    def _write_header(
-        self, group_id: str, change: Callable[[int | None, Header], tuple[Header, bool]]
-    ) -> bool:
-        """Change the header of a live chord; return False when there is none.
+    def _write_header(self, group_id: str, more: Header, *, is_all: bool) -> bool:
+        """Join members to the header of a live chord; return False when there is none.
 
-        `change` gets its size and header, and returns the header and whether that is all of it.
+        `is_all`: whether they are all that were not known.
         """
-        lock = {"chord": group_id, "now": time.time()}
+        now = time.time()
 
         def write_header() -> bool:
-            tables = self.tables
+            tables, chord = self.tables, self.tables.chord.c
+            this = {"chord": group_id}
             with self._transaction() as connection:
-                if not connection.execute(tables.lock, lock).rowcount:
+                if not connection.execute(tables.lock, {**this, "now": now}).rowcount:
                     return False
-                read = tables.read_chord(tables.chord.c.size, tables.chord.c.header)
-                size, text = connection.execute(read, {"chord": group_id}).one()
-                header, is_whole = change(size, header_in(text) or [])
-                values = {
-                    "chord": group_id,
-                    "members": len(set(leaf_ids(header))) if is_whole else None,
-                    "text": pack(header),
-                }
+                read = tables.read_chord(chord.size, chord.counters, chord.header)
+                size, number, text = connection.execute(read, this).one()
+                known = header_in(text) or []
+                # What members that run have added may come before the others are known.
+                header = joined(more, known) if is_all else joined(known, more)
+                ids = set(leaf_ids(header))
+                if number:
+                    added = ids - set(leaf_ids(known))
+                    counters.expect_more(tables, connection, group_id, added, number)
+                elif size is None and is_all:
+                    done = connection.execute(tables.read_members, this).scalars()
+                    spread = counters.spread(tables, connection, group_id, ids, list(done))
+                    if spread:
+                        connection.execute(tables.spread, {**this, "number": spread})
+                members = len(ids) if is_all or size is not None else None
+                values = {**this, "members": members, "text": pack(header)}
                 connection.execute(tables.set_header, values)
             return True
 
         return self._retried(write_header)
 
     def part_of(self, request: Any, state: str, result: Any, *, is_ignored: bool) -> Part:
+        has_failed = state in states.PROPAGATE_STATES
         if not is_ignored:
-            return Part(request.id)
+            return Part(request.id, has_failed=has_failed)
         payload = self.backend.encode([state, self.backend.encode_result(result, state)])
-        return Part(request.id, ensure_bytes(payload))  # type: ignore[no-untyped-call]
+        return Part(request.id, ensure_bytes(payload), has_failed=has_failed)  # type: ignore[no-untyped-call]
 
     def part_from(self, result: StoredResult, index: int) -> Part:
-        return Part(result.task_id)
+        return Part(result.task_id, has_failed=result.failed)
 
     def count(self, group_id: str, part: Part, token: str | None = None) -> Claim | None:
         token = token or new_token()
@@ -161,49 +180,39 @@ class DatabaseLedger(LedgerDatabase, Ledger):
             "chord": group_id,
             "task": part.task_id,
             "payload": part.payload,
+            "failures": int(part.has_failed),
             "token": token,
             "now": now,
             "until": now + claims.CLAIM_SECONDS,
         }
+        counted = self._count(values, store)
+        if counted.is_full:
+            return self._claim_if_whole(values)
+        return Claim(group_id, token, header_in(counted.header)) if counted.is_claimed else None
+
+    def _count(self, values: dict[str, Any], store: Any) -> Counted:
+        group_id = values["chord"]
+        # First where it should be, then where it is said to be.
+        for _ in range(3):
+            try:
+                with self._transaction(is_one_statement=True) as connection:
+                    known = counters.known(group_id)
+                    return count_part(self.tables, connection, values, store, known)
+            except Elsewhere as found:
+                counters.note(group_id, found.counters)
+        return Counted()  # somebody has taken its counters away
+
+    def _claim_if_whole(self, values: dict[str, Any]) -> Claim | None:
+        """Claim a chord that is spread if all its counters are full.
+
+        The part that filled the last one is committed: whoever comes last sees all the others.
+        """
+        group_id = values["chord"]
         with self._transaction(is_one_statement=True) as connection:
-            if connection.dialect.name == "postgresql":
-                counted = self._count_in_one(connection, values, store)
-            else:
-                counted = self._count(connection, values, store)
-        if counted is None or not counted.is_mine:
-            return None
-        return Claim(group_id, token, header_in(counted.header))
-
-    def _count_in_one(self, connection: Any, values: dict[str, Any], store: Any) -> Any:
-        statement = self.tables.count_in_one
-        if store is not None:
-            statement, values = self.tables.store_and_count(store[0]), {**values, **store[1]}
-        counted = connection.execute(statement, values).one_or_none()
-        if counted is None:
-            # Counted before, or its chord was closed just after it had been seen.
-            member = {key: values[key] for key in ("chord", "task")}
-            connection.execute(self.tables.remove_orphan, member)
-            counted = self._read_claimed(connection, values)
-        return counted
-
-    def _read_claimed(self, connection: Any, values: dict[str, Any]) -> Any:
-        claimed = {key: values[key] for key in ("chord", "token")}
-        return connection.execute(self.tables.read_claimed, claimed).one_or_none()
-
-    def _count(self, connection: Any, values: dict[str, Any], store: Any) -> Any:
-        tables = self.tables
-        if store is not None:
-            connection.execute(*store)
-        member = {key: values[key] for key in ("chord", "task")}
-        insert = tables.insert_member[connection.dialect.name]
-        if not connection.execute(insert, {**member, "payload": values["payload"]}).rowcount:
-            return self._read_claimed(connection, values)
-        claim = {key: values[key] for key in ("chord", "token", "now", "until")}
-        if not connection.execute(tables.count, claim).rowcount:
-            # A chord that is not here, or has ended.
-            connection.execute(tables.remove_member, member)
-            return None
-        return self._read_claimed(connection, values)
+            unfilled = connection.execute(self.tables.find_unfilled, {"chord": group_id})
+            if unfilled.first() is not None:
+                return None
+            return self._claim_on(connection, values)
 
     def group_ids(self) -> list[str]:
         return [group_id for (group_id,) in self._select(self.tables.find_all, {})]
@@ -271,13 +280,6 @@ class DatabaseLedger(LedgerDatabase, Ledger):
         """Tell whether a chord is live here; cheaper than to read it."""
         return bool(self._read(self.tables.read_chord(self.tables.chord.c.id), group_id))
 
-    def failed(self, group_ids: Sequence[str]) -> dict[str, int]:
-        statement = self.tables.count_failed(self.backend.task_cls.__table__.c)
-        found = dict.fromkeys(group_ids, 0)
-        for chunk in chunks(group_ids):
-            found.update(self._select(statement, {"chords": chunk}))
-        return found
-
     def collect(self, claim: Claim) -> tuple[Header, dict[str, StoredResult]]:
         header = claim.header
         if header is None:
@@ -320,13 +322,18 @@ class DatabaseLedger(LedgerDatabase, Ledger):
 
         def claim_chord() -> Claim | None:
             with self._transaction() as connection:
-                if not connection.execute(self.tables.claim, values).rowcount:
-                    return None
-                read = self.tables.read_chord(self.tables.chord.c.header)
-                packed = connection.execute(read, {"chord": group_id}).scalar()
-                return Claim(group_id, token, header_in(packed))
+                return self._claim_on(connection, values)
 
         return self._retried(claim_chord)
+
+    def _claim_on(self, connection: Any, values: dict[str, Any]) -> Claim | None:
+        names = ("chord", "token", "now", "until")
+        if not connection.execute(self.tables.claim, {n: values[n] for n in names}).rowcount:
+            return None
+        group_id = values["chord"]
+        read = self.tables.read_chord(self.tables.chord.c.header)
+        packed = connection.execute(read, {"chord": group_id}).scalar()
+        return Claim(group_id, values["token"], header_in(packed))
 
     def renew(self, claim: Claim) -> bool:
         until = time.time() + claims.CLAIM_SECONDS
@@ -349,9 +356,11 @@ class DatabaseLedger(LedgerDatabase, Ledger):
         )
 
     def close(self, group_id: str, *, has_failed: bool = False) -> None:
-        # Two transactions, the row first: a part that is counted meanwhile is seen by the second,
-        # one that comes later finds no row and takes its member back.
-        self._write(self.tables.remove, group_id)
+        # What counts goes first, each in a transaction: a part that is counted meanwhile is seen by
+        # the last one, one that comes later finds nothing to count on and takes its member back.
+        if not self._write(self.tables.remove_small, group_id):
+            self._write(self.tables.remove, group_id)
+            self._write(self.tables.remove_counters, group_id)
         self._write(self.tables.remove_members, group_id)
 
     def abandon(self, group_id: str, *, is_known: bool) -> None:
@@ -376,7 +385,7 @@ class DatabaseLedger(LedgerDatabase, Ledger):
 
         old = self._select(self.tables.find_abandoned, {"before": before})
         records = self.read_all([group_id for (group_id,) in old]).values()
-        abandoned = [record.group_id for record in records if not is_kept(record)]
+        abandoned = [r.group_id for r in records if r.progressed < before and not is_kept(r)]
         for group_id in abandoned:
             self.close(group_id)
         # Whoever closed these died before the members were removed.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from celery import states
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
@@ -28,6 +27,13 @@ __all__ = (
 #: The databases on which chords are counted, as SQLAlchemy names them.
 DIALECTS = ("mariadb", "mysql", "postgresql", "sqlite")
 
+#: What the tables are called, by the key with which an app gives one another name.
+DEFAULT_NAMES = {
+    "chord": "chordguard_chord",
+    "chord_member": "chordguard_chord_member",
+    "chord_counter": "chordguard_chord_counter",
+}
+
 #: How an insert passes over a row that is there already, by dialect.
 _INSERT_PREFIX = {"mysql": "IGNORE", "mariadb": "IGNORE", "sqlite": "OR IGNORE"}
 
@@ -43,9 +49,14 @@ _UNIX_TIME = sa.Float(53)
 
 
 class Tables:
-    """The tables of the chords and of their members that are done, and the statements on them."""
+    """The tables of chords, their members that are done and their counters, and the statements.
 
-    def __init__(self, names: tuple[str, str], schemas: tuple[str | None, str | None]) -> None:
+    Arguments:
+        names: Those of the tables, in that order.
+        schemas: Theirs; None: the one that a connection has.
+    """
+
+    def __init__(self, names: Sequence[str], schemas: Sequence[str | None]) -> None:
         self.metadata = sa.MetaData()
         self.chord = sa.Table(
             names[0],
@@ -53,6 +64,8 @@ class Tables:
             sa.Column("id", sa.String(155), primary_key=True),
             sa.Column("size", sa.Integer),
             sa.Column("returned", sa.Integer, nullable=False),
+            sa.Column("failed", sa.Integer, nullable=False),
+            sa.Column("counters", sa.Integer, nullable=False),
             sa.Column("created", _UNIX_TIME, nullable=False),
             sa.Column("progressed", _UNIX_TIME, nullable=False),
             sa.Column("due", _UNIX_TIME, nullable=False),
@@ -72,11 +85,27 @@ class Tables:
             sa.Column("payload", _LONG_BINARY),
             schema=schemas[1],
         )
+        self.counter = sa.Table(
+            names[2],
+            self.metadata,
+            sa.Column("chord_id", sa.String(155), primary_key=True),
+            sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+            sa.Column("expected", sa.Integer, nullable=False),
+            sa.Column("returned", sa.Integer, nullable=False),
+            sa.Column("failed", sa.Integer, nullable=False),
+            sa.Column("progressed", _UNIX_TIME, nullable=False),
+            schema=schemas[2],
+        )
         #: What the ledger needs a right for, and a statement that needs it and changes nothing.
-        self.probes = (*probes_of(self.chord, "due"), *probes_of(self.member))
+        self.probes = (
+            *probes_of(self.chord, "due"),
+            *probes_of(self.member),
+            *probes_of(self.counter, "returned"),
+        )
         self._write_chord(self.chord.c)
         self._write_member(self.member.c)
-        self._write_count_in_one(self.chord.c, self.member.c)
+        self._write_counter(self.counter.c)
+        self._write_count_in_one(self.chord.c, self.counter.c)
 
     def _write_chord(self, chord: Any) -> None:
         update = self.chord.update().where(_is_this(chord))
@@ -90,7 +119,7 @@ class Tables:
         is_last = sa.and_(chord.size <= chord.returned + 1, is_free)
         # MySQL assigns from left to right and reads what it has assigned: whatever is read
         # comes before it is written.
-        self.count = update.ordered_values(
+        self.count = update.where(chord.counters == 0).ordered_values(
             (chord.claimed_by, sa.case((is_last, sa.bindparam("token")), else_=chord.claimed_by)),
             (chord.due, sa.case((is_last, sa.bindparam("until")), else_=chord.due)),
             (
@@ -98,6 +127,7 @@ class Tables:
                 sa.case((is_last, sa.bindparam("until")), else_=chord.claimed_until),
             ),
             (chord.progressed, sa.bindparam("now")),
+            (chord.failed, chord.failed + sa.bindparam("failures")),
             (chord.returned, chord.returned + 1),
         )
         #: Whether the chord was claimed by the count, and its header if so.
@@ -105,7 +135,7 @@ class Tables:
             sa.case((is_mine, 1), else_=0).label("is_mine"),
             sa.case((is_mine, chord.header)).label("header"),
         )
-        self.read_claimed = sa.select(*self.claimed).where(_is_this(chord))
+        self.read_claimed = sa.select(*self.claimed, chord.counters).where(_is_this(chord))
         until: dict[str, Any] = dict.fromkeys(("claimed_until", "due"), sa.bindparam("until"))
         self.claim = update.where(is_free | is_mine).values(
             claimed_by=sa.bindparam("token"), **until
@@ -115,14 +145,12 @@ class Tables:
             claimed_by=None, claimed_until=0.0, due=sa.bindparam("now")
         )
         self.set_header = update.values(size=sa.bindparam("members"), header=sa.bindparam("text"))
+        self.spread = update.values(counters=sa.bindparam("number"), returned=0)
         # It locks the row, so that nobody else changes the header.
         self.lock = update.where(is_free).values(progressed=sa.bindparam("now"))
         self.remove = self.chord.delete().where(_is_this(chord))
+        self.remove_small = self.remove.where(chord.counters == 0)
         self.find_all = sa.select(chord.id)
-        columns = (chord.id, chord.size, chord.returned, chord.created, chord.progressed)
-        self.read_chords = sa.select(*columns, chord.claimed_until, chord.header, chord.body).where(
-            chord.id.in_(sa.bindparam("chords", expanding=True))
-        )
         self.find_abandoned = sa.select(chord.id).where(chord.progressed < sa.bindparam("before"))
         self.find_claimed = sa.select(chord.id, chord.claimed_by).where(
             chord.due <= sa.bindparam("latest"), chord.claimed_until > sa.bindparam("now")
@@ -164,50 +192,90 @@ class Tables:
             is_member & member.payload.is_not(None)
         )
 
-    def _write_count_in_one(self, chord: Any, member: Any) -> None:
-        """PostgreSQL: insert and count by one statement; no member without its chord."""
-        row = sa.select(chord.id, sa.bindparam("task"), sa.bindparam("payload", type_=_LONG_BINARY))
-        new = (
+    def _write_counter(self, counter: Any) -> None:
+        of_chord = counter.chord_id == sa.bindparam("chord")
+        self.this_counter = of_chord & (counter.number == sa.bindparam("counter"))
+        update = self.counter.update().where(self.this_counter)
+        self.count_on_counter = update.ordered_values(
+            (counter.progressed, sa.bindparam("now")),
+            (counter.failed, counter.failed + sa.bindparam("failures")),
+            (counter.returned, counter.returned + 1),
+        )
+        self.is_full = (counter.returned >= counter.expected).label("is_full")
+        self.read_full = sa.select(self.is_full).where(self.this_counter)
+        self.find_unfilled = (
+            sa.select(counter.number).where(of_chord, counter.returned < counter.expected).limit(1)
+        )
+        self.expect_more = update.values(expected=counter.expected + sa.bindparam("more"))
+        self.remove_counters = self.counter.delete().where(of_chord)
+        chord = self.chord.c
+        among: Any = sa.bindparam("chords", expanding=True)
+        counted = (
+            sa.select(
+                counter.chord_id,
+                sa.func.sum(counter.returned).label("returned"),
+                sa.func.sum(counter.failed).label("failed"),
+                sa.func.max(counter.progressed).label("progressed"),
+            )
+            .where(counter.chord_id.in_(among))
+            .group_by(counter.chord_id)
+            .subquery()
+        )
+        #: What :func:`record_of_row` reads.
+        self.read_chords = (
+            sa.select(
+                *(chord.id, chord.size, chord.created, chord.claimed_until, chord.header),
+                *(chord.body, chord.returned, chord.failed, chord.progressed),
+                *(counted.c.returned, counted.c.failed, counted.c.progressed),
+            )
+            .select_from(self.chord.outerjoin(counted, counted.c.chord_id == chord.id))
+            .where(chord.id.in_(among))
+        )
+
+    def _write_count_in_one(self, chord: Any, counter: Any) -> None:
+        """PostgreSQL: insert and count by one statement; no member without what counts it."""
+        # Locked, a row is still the one that counts: its chord is neither spread nor closed.
+        here = sa.select(chord.id).where(_is_this(chord), chord.counters == 0)
+        new = self._insert_new(here.with_for_update().cte("here").c.id)
+        counted = self.count.where(sa.exists().select_from(new))
+        self.count_in_one = counted.returning(*self.claimed)
+
+        new = self._insert_new(sa.select(counter.chord_id).where(self.this_counter).subquery().c[0])
+        counted = self.count_on_counter.where(sa.exists().select_from(new))
+        self.count_on_counter_in_one = counted.returning(self.is_full)
+        self.remove_orphan = self.remove_member.where(
+            ~sa.exists(sa.select(counter.chord_id).where(self.this_counter))
+        )
+
+    def _insert_new(self, group_id: Any) -> Any:
+        """Return the CTE that inserts a member of the chord with that id, if it is new."""
+        member = self.member.c
+        payload = sa.bindparam("payload", type_=_LONG_BINARY)
+        return (
             postgresql.insert(self.member)
-            .from_select([column.name for column in member], row.where(_is_this(chord)))
+            .from_select(
+                [column.name for column in member],
+                sa.select(group_id, sa.bindparam("task"), payload),
+            )
             .on_conflict_do_nothing()
             .returning(member.task_id)
             .cte("new")
         )
-        self.remove_orphan = self.remove_member.where(
-            ~sa.exists(sa.select(chord.id).where(_is_this(chord)))
-        )
-        self.count_in_one = self.count.where(sa.exists().select_from(new)).returning(*self.claimed)
 
-    @cache  # noqa: B019 - tables live as long as the process
-    def store_and_count(self, store: Any) -> Any:
-        """Return `count_in_one` with the statement `store` as a part of it."""
-        return self.count_in_one.add_cte(store.cte("stored"))
+    @staticmethod
+    @cache
+    def with_store(count: Any, store: Any) -> Any:
+        """Return a statement that counts with the statement `store` as a part of it."""
+        return count.add_cte(store.cte("stored"))
 
     def read_chord(self, *columns: Any) -> Any:
         """Return the statement that selects `columns` of one chord's row."""
         return sa.select(*columns).where(_is_this(self.chord.c))
 
-    def count_failed(self, task: Any) -> Any:
-        """Return the statement that counts the failed members of chords, by chord.
-
-        `task` are the columns of Celery's table of results.
-        """
-        member = self.member.c
-        return (
-            sa.select(member.chord_id, sa.func.count())
-            .where(
-                member.chord_id.in_(sa.bindparam("chords", expanding=True)),
-                member.task_id == task.task_id,
-                task.status.in_(sorted(states.PROPAGATE_STATES)),
-            )
-            .group_by(member.chord_id)
-        )
-
     def ddl(self, dialect: str) -> list[str]:
         """Return the statements that create the tables in a database of :data:`DIALECTS`."""
         compiler = sa.create_mock_engine(f"{dialect}://", lambda *_: None).dialect
-        statements: list[Any] = [CreateTable(table) for table in (self.chord, self.member)]
+        statements: list[Any] = [CreateTable(t) for t in (self.chord, self.member, self.counter)]
         statements += [CreateIndex(index) for index in self.chord.indexes]
         return [
             "\n".join(
@@ -221,22 +289,19 @@ class Tables:
     def of(cls, app: Celery | None) -> Tables:
         """Return the tables with the names and schemas that `app` asks for; None: the defaults.
 
-        ``database_table_names`` and ``database_table_schemas`` may have the keys ``chord`` and
-        ``chord_member``. A schema that is not given is that of Celery's table of tasks.
+        ``database_table_names`` and ``database_table_schemas`` may have the keys of
+        :data:`DEFAULT_NAMES`. A schema that is not given is that of Celery's table of tasks.
         """
         names = (app and app.conf.get("database_table_names")) or {}
         schemas = (app and app.conf.get("database_table_schemas")) or {}
+        schema = schemas.get("chord", schemas.get("task"))
         return _tables(
-            names.get("chord", "chordguard_chord"),
-            names.get("chord_member", "chordguard_chord_member"),
-            schemas.get("chord", schemas.get("task")),
-            schemas.get("chord_member", schemas.get("chord", schemas.get("task"))),
+            tuple(names.get(key, name) for key, name in DEFAULT_NAMES.items()),
+            tuple(schemas.get(key, schema) for key in DEFAULT_NAMES),
         )
 
 
-@cache
-def _tables(chord: str, member: str, chord_schema: str | None, member_schema: str | None) -> Tables:
-    return Tables((chord, member), (chord_schema, member_schema))
+_tables = cache(Tables)
 
 
 def _is_this(chord: Any) -> Any:
@@ -265,29 +330,31 @@ def insert_into(table: sa.Table, dialect: str) -> Any:
 
 def record_of_row(row: tuple[Any, ...]) -> tuple[Record, bool]:
     """Return what a row that `read_chords` selects says, and whether it says since when."""
-    group_id, size, returned, created, progressed, claimed_until, packed_header, body = row
+    group_id, size, created, claimed_until, packed_header, body, *counts = row
+    returned, failed, progressed, *counted = counts
+    more_returned, more_failed, last_counted = counted
     now = time.time()
     reader = Reader(now)
     header = reader.header(packed_header)
     size = reader.number("size", size)
-    counted = reader.number("returned", returned)
-    if counted is None:
+    known = reader.number("returned", returned)
+    if known is None:
         reader.spoilt("its returned is missing, expected a number of members")
     started = reader.moment("created", created)
-    since = reader.moment("progressed", progressed)
-    if since is None:
-        since = started
+    moments = (reader.moment("progressed", value) for value in (progressed, last_counted))
+    since = max((moment for moment in moments if moment is not None), default=started)
     is_dated = since is not None
     since = now if since is None else since
     record = Record(
         group_id,
         size,
-        counted or 0,
+        (known or 0) + int(more_returned or 0),
         since if started is None else started,
         since,
         reader.moment("claimed_until", claimed_until) or 0.0,
         header,
         reader.body(body),
+        failed=(reader.number("failed", failed) or 0) + int(more_failed or 0),
         damage=reader.damage,
     )
     return record, is_dated

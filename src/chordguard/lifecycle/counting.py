@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from celery import states
+
 from .. import settings
 from ..errors import OUTSIDE
 from ..ledger.model import Claim, Ledger, Part, RecordLost
@@ -32,9 +34,10 @@ __all__ = (
 class StoredPart:
     """A part whose result is about to be stored, and can be counted in the same transaction."""
 
-    def __init__(self, ledger: DatabaseLedger, request: Any, token: str) -> None:
+    def __init__(self, ledger: DatabaseLedger, request: Any, state: str, token: str) -> None:
         self.ledger = ledger
         self.request = request
+        self.state = state
         self.key = (request.group, request.id)
         self.token = token
         self.is_counted = False
@@ -47,9 +50,10 @@ class StoredPart:
             False where the database refuses to count: then nothing was done.
         """
         group_id, task_id = self.key
+        part = Part(task_id, has_failed=self.state in states.PROPAGATE_STATES)
         store = (statement, values)
         try:
-            self.claim = self.ledger.store_and_count(group_id, Part(task_id), store, self.token)
+            self.claim = self.ledger.store_and_count(group_id, part, store, self.token)
         except Exception as exc:
             if not self.ledger.refuse(exc):
                 raise

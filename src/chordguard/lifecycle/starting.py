@@ -74,10 +74,10 @@ class Run:
             run = run.around
         return run
 
-    def sends(self) -> None:
-        """Note that a message may reach the broker from now on."""
+    def sends(self, *, is_last: bool) -> None:
+        """Note that a message may reach the broker from now on; `is_last`: of the last member."""
         self.has_sent = True
-        self.may_be_whole = self.is_last
+        self.may_be_whole = self.may_be_whole or is_last
 
 
 #: The run that was entered last: `_entered` sets and resets it.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ..engine.report import Outcome, outcome_of
 from .canvas import (
     body_group_ids,
+    bulk_headers,
     delayed_headers,
     eager_chords,
     generator_errors,
@@ -58,8 +59,9 @@ __all__ = ("ORDER", "outcomes", "registry")
 #: In the order in which they are put on: a later one lies around an earlier one that wraps
 #: the same function. `counted_chords` answers before `bounded_unlock` decides, and that before
 #: `tolerant_unlock` joins; `ignored_results` forgets what these two have read; `half_sent_chords`
-#: sees what they leave when it fails; `linear_waiting` watches the parents that
-#: `tolerated_parents` leaves and `member_errors` asks once more.
+#: sees what they leave when it fails, and the messages before `bulk_headers` keeps them;
+#: `linear_waiting` watches the parents that `tolerated_parents` leaves and `member_errors` asks
+#: once more.
 ORDER = (
     generator_headers,
     generator_errors,
@@ -94,6 +96,7 @@ ORDER = (
     atomic_results,
     ignored_results,
     counted_chords,
+    bulk_headers,
     half_sent_chords,
 )
 

@@ -13,6 +13,7 @@ from celery.signals import before_task_publish
 
 from chordguard import strict, tolerant
 from chordguard.ledger.access import ledger_of
+from chordguard.ledger.counters import LARGE
 from chordguard.ledger.model import Part
 from chordguard.ledger.sql import DatabaseLedger
 from chordguard.lifecycle.safety_net import unlock_id
@@ -39,7 +40,16 @@ def looks(cluster):
 
 def is_forgotten(cluster, group_id):
     ledger = DatabaseLedger(cluster.app.backend)
-    return ledger.read(group_id) is None and not ledger.counted(group_id)
+    of_chord = {"chord": group_id}
+    has_counters = bool(
+        ledger._select(
+            sa.select(ledger.tables.counter.c.number).where(
+                ledger.tables.counter.c.chord_id == sa.bindparam("chord")
+            ),
+            of_chord,
+        )
+    )
+    return ledger.read(group_id) is None and not ledger.counted(group_id) and not has_counters
 
 
 def wait_until_forgotten(cluster, *group_ids):
@@ -506,3 +516,30 @@ def test_cleanup_goes_on_where_the_tables_of_the_ledger_were_dropped(clusters, b
         backend.cleanup()
 
         assert "PENDING" == backend.get_state("old")
+
+
+@pytest.mark.parametrize("backend_kind", ["postgresql", "mysql"])
+class TestLargeChords:
+    """Their members are counted on several rows."""
+
+    SIZE = 3 * LARGE
+
+    @pytest.mark.parametrize("kind", [list, iter], ids=["list", "generator"])
+    def test_body_gets_the_results_in_order(self, with_fix, kind):
+        echo = with_fix.tasks.echo
+        header = kind([echo.s(number) for number in range(self.SIZE)])
+
+        result = chord(header, echo.s(), app=with_fix.app).apply_async()
+
+        assert list(range(self.SIZE)) == result.get(timeout=60)
+        wait_until_forgotten(with_fix, result.parent.id)
+
+    def test_error_fails_a_strict_one(self, with_fix):
+        t = with_fix.tasks
+        header = [t.echo.s(number) for number in range(self.SIZE - 1)] + [t.fail.s()]
+
+        result = strict(chord(header, t.echo.s(), app=with_fix.app)).apply_async()
+
+        with pytest.raises(ValueError, match="boom"):
+            result.get(timeout=60)
+        wait_until_forgotten(with_fix, result.parent.id)

@@ -8,13 +8,14 @@ local is_ordered, expires, group_expires = ARGV[6] == '1', ARGV[7], ARGV[8]
 local now, token, claim_seconds = tonumber(ARGV[9]), ARGV[10], tonumber(ARGV[11])
 -- From 5.7 on Celery looks into d, in which each part takes some 80 bytes.
 local keeps_seen = ARGV[12] == '1'
+local has_failed = ARGV[13] == '1'
 
 local mark, size, added = unpack(redis.call('MGET', c, s, t))
 if mark == 'done' then
     return {'done'}
 end
-local lifetime, seen, known_size, renewed =
-    unpack(redis.call('HMGET', record, 'lifetime', 'seen', 'size', 'renewed'))
+local lifetime, seen, known_size, renewed, failed =
+    unpack(redis.call('HMGET', record, 'lifetime', 'seen', 'size', 'renewed', 'failed'))
 if lifetime then
     lifetime = number(lifetime) or LONGEST_SECONDS
     expires, group_expires = lifetime, lifetime
@@ -55,6 +56,9 @@ local is_aging = not renewed or now > renewed + 0.1 * lifetime
 if lifetime and is_new then
     seen = math.max(returned, number(seen) or 0)
     redis.call('HSET', record, 'progressed', ARGV[9], 'seen', seen)
+    if has_failed then
+        redis.call('HSET', record, 'failed', (number(failed) or 0) + 1)
+    end
 end
 if is_aging then
     if lifetime then

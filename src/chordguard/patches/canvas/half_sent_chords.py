@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from ...engine.patch import Defect, Patch
 from ...ledger.access import ledger_of
 from ...lifecycle import starting
 from ...log import warn_once
-from ...upstream import backends
+from ...upstream import backends, publishing
 
 logger = logging.getLogger("chordguard")
 
@@ -49,7 +50,7 @@ def run(wrapped: Any, chord: Any, args: Any, kwargs: Any) -> Any:
         raise
     finally:
         if run.outer is not None and not is_closed:
-            run.outer.sends()
+            run.outer.sends(is_last=run.outer.is_last)
     return result
 
 
@@ -101,7 +102,7 @@ def publish(wrapped: Any, producer: Any, args: Any, kwargs: Any) -> Any:
     if run is not None:
         # It connects: what fails before that has sent nothing.
         _ = producer.channel
-        run.sends()
+        publishing.when_sent(producer, partial(run.sends, is_last=run.is_last))
     return wrapped(*args, **kwargs)
 
 

@@ -113,7 +113,7 @@ def store_result(
     if ledger is None:
         return wrapped(*args, **kwargs)
     with ledger.asking(request.group) as token:
-        part = counting.StoredPart(ledger, request, token)
+        part = counting.StoredPart(ledger, request, state, token)
         stored = _store_and_count(part, wrapped, args, kwargs)
         if part.claim is not None:
             ending.end_from_part(ledger, part.claim, request.chord)
