@@ -85,13 +85,19 @@ def batches(app: Celery, producer: Any, *, is_lazy: bool) -> Iterator[Batch]:
         setattr(producer, BATCH, around)
 
 
+def _nothing() -> None:
+    return
+
+
 class Batch:
     """Messages of one producer that were published and are not sent yet."""
 
     def __init__(self, app: Celery, producer: Any) -> None:
         self.app = app
         self.producer = producer
-        #: What is to be called before the messages go to the broker.
+        #: What is to be called before each batch goes to the broker.
+        self.first: Callable[[], None] = _nothing
+        #: What is to be called before the messages go to the broker, once.
         self.notes: list[Callable[[], None]] = []
         self._messages: list[Callable[[], Any]] = []
         self._lock = threading.RLock()
@@ -177,6 +183,7 @@ class Batch:
         """Try once to send what is kept; what is certain to be sent is kept no longer."""
         # It connects: what fails before that has sent nothing.
         channel = self.producer.channel
+        self.first()
         while self.notes:
             self.notes.pop(0)()
         with _set(self.producer, "maybe_declare", _once(self.producer.maybe_declare)):

@@ -106,6 +106,18 @@ class TestRoundTrips:
 
         assert (count, 0) == (len(sent), len(watched))
 
+    @pytest.mark.parametrize("kind", ["group", "chord"])
+    def test_results_are_subscribed_to_together(self, with_fix, waiting, kind):
+        canvas = group(waiting.members(MANY))
+        if kind == "chord":
+            canvas = chord(canvas, with_fix.tasks.tsum.s())
+        waiting.member(0).apply_async()  # the first one of an app
+
+        with round_trips(b"\r\nSUBSCRIBE\r\n") as sent:
+            canvas.apply_async()
+
+        assert 1 <= len(sent) <= 5
+
     def test_what_an_idle_producer_publishes_is_sent_at_once(self, waiting):
         group(waiting.members(5)).apply_async()
         waiting.member(5).apply_async()
@@ -148,6 +160,11 @@ class TestMessages:
         header = [t.echo.s(number) for number in range(SIZE + 5)]
 
         assert sum(range(SIZE + 5)) == chord(header, t.tsum.s()).apply_async().get(timeout=60)
+
+    def test_results_of_a_group_can_be_waited_for(self, with_fix):
+        members = [with_fix.tasks.echo.s(number) for number in range(SIZE + 5)]
+
+        assert list(range(SIZE + 5)) == group(members).apply_async().get(timeout=60)
 
     def test_delayed_one_is_delayed(self, with_fix, waiting):
         group(waiting.members(5)).apply_async(countdown=600)

@@ -15,6 +15,7 @@ from typing import Any
 
 from ...engine.patch import Defect, Patch
 from ...upstream import publishing
+from ...upstream.subscriptions import subscriptions, together
 
 patch = Patch(
     "bulk_headers",
@@ -38,11 +39,29 @@ def apply_tasks(
             args = (args[0], acquired, *args[2:])
         # Another iterable than a list may take its time from one task to the next.
         is_lazy = not isinstance(group.tasks, (list, tuple))
-        with publishing.batches(group.app, acquired, is_lazy=is_lazy) as batch:
+        with (
+            publishing.batches(group.app, acquired, is_lazy=is_lazy) as batch,
+            together() as subscriptions,
+        ):
+            batch.first = subscriptions.make
             for result in wrapped(*args, **given):
                 if len(batch) >= publishing.SIZE:
                     batch.flush()
                 yield result
+
+
+@patch.wraps("celery.backends.redis", "RedisBackend.apply_chord")
+def apply_chord(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
+    # It makes a GroupResult, which subscribes to each member.
+    with together():
+        return wrapped(*args, **kwargs)
+
+
+@patch.wraps("celery.backends.redis", "ResultConsumer._consume_from", takes={"task_id": 0})
+def consume_from(wrapped: Any, consumer: Any, args: Any, kwargs: Any, *, task_id: Any) -> None:
+    kept = subscriptions()
+    if kept is None or not kept.add(consumer, task_id):
+        wrapped(*args, **kwargs)
 
 
 @patch.wraps("kombu.messaging", "Producer._publish", app_of=_app_of_batch)
