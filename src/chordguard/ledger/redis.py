@@ -12,14 +12,15 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from celery import states
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
 
+from ..errors import OUTSIDE
 from ..upstream.results import StoredResult, chunks, read_results, ready_states, stored_result
 from . import claims
 from .checked import Reader, header_in
@@ -326,18 +327,26 @@ class RedisLedger(ChordScripts, Ledger):
         client = self.backend.client
         read = client.zrange if self.backend._chord_zset else client.lrange
         arguments = (self.key(group_id, ".j"), 0, -1)
-        stored = self.backend.ensure(self._healed, (group_id, partial(read, *arguments)))
-        return self._decoded(stored)
+        return self._decoded(
+            self.backend.ensure(self._healed, (group_id, partial(read, *arguments)))
+        )
 
     def _decoded(self, stored: Sequence[Any]) -> list[StoredResult]:
+        decode = self.backend.decode
         parts = []
-        for part in stored:
-            # One that cannot be decoded does not tell whose it is: that member's stored result is
-            # read in its place.
-            with suppress(Exception):
-                _, task_id, state, value = self.backend.decode(part)
-                if isinstance(task_id, str) and isinstance(state, str):
-                    parts.append(StoredResult(task_id, state, value))
+        # A large chord is not held in memory twice.
+        undecoded = deque(stored)
+        del stored
+        while undecoded:
+            try:
+                _, task_id, state, value = decode(undecoded.popleft())
+            except OUTSIDE:
+                raise
+            except Exception:  # noqa: BLE001, S112 - whatever was stored
+                # It does not tell whose it is: that member's stored result is read in its place.
+                continue
+            if isinstance(task_id, str) and isinstance(state, str):
+                parts.append(StoredResult(task_id, state, value))
         return parts
 
 

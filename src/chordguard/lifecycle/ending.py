@@ -128,6 +128,8 @@ class Ending:
     def failed(self) -> int:
         """How many members failed or were lost."""
         results = self.results
+        if all(id_ in results and not results[id_].failed for id_ in leaf_ids(self.header)):
+            return 0
         return sum(id_ not in results or results[id_].failed for id_ in self._ids)
 
     @cached_property

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery import states
 
@@ -32,8 +31,7 @@ CHUNK = 500
 UNREADABLE_TOLD = 500
 
 
-@dataclass(frozen=True)
-class StoredResult:
+class StoredResult(NamedTuple):
     """A task's result as the backend holds it.
 
     ``value`` is the return value; for a failed task the exception, or the data from which
