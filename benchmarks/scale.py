@@ -200,7 +200,7 @@ def starts(clusters: Clusters) -> Lines:
         with contextlib.closing(Stack(clusters._found, "redis", broker)) as stack:
             config = stack.config()
             # Tests look into a file whenever a setting is read.
-            del config["live"]
+            config.pop("live")
             if broker == "rabbitmq":
                 config["settings"]["broker_transport_options"] = {"confirm_publish": True}
             for number in range(5):

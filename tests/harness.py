@@ -374,7 +374,7 @@ class Cluster:
         self.worker = worker
         self.config = config
         self.tasks = tasks.named(app)
-        self._live = LiveSettings(config["live"])
+        self._live = LiveSettings(config["live"]) if "live" in config else None
         self._has_hung = False
 
     def set_live(self, settings: dict[str, Any]) -> None:
@@ -385,6 +385,7 @@ class Cluster:
         changes = self.app.conf.maps[0]
         for name in [name for name in changes if is_live(name)]:
             del changes[name]
+        assert self._live is not None, "a cluster without live settings"
         if self._live != settings:
             self._live.replace(settings)
 
@@ -527,8 +528,10 @@ class Clusters:
     cluster again.
     """
 
-    def __init__(self, found: servers.Servers) -> None:
+    def __init__(self, found: servers.Servers, *, has_live: bool = True) -> None:
         self._found = found
+        #: Whether settings of ours are live: every process looks into a file for them.
+        self._has_live = has_live
         #: The live settings of the clusters that the running test has.
         self._in_use: dict[str, dict[str, Any]] = {}
         self._kept: OrderedDict[str, tuple[Cluster, contextlib.ExitStack]] = OrderedDict()
@@ -550,8 +553,13 @@ class Clusters:
         """
         settings = settings or {}
         # Celery alone knows none of them.
-        live = {name: settings[name] for name in settings if patched and is_live(name)}
-        fixed = {name: settings[name] for name in settings if not is_live(name)}
+        own = {name for name in settings if is_live(name)} if self._has_live else set()
+        live = {name: settings[name] for name in settings if patched and name in own}
+        fixed = {
+            name: settings[name]
+            for name in settings
+            if name not in own and (patched or not is_live(name))
+        }
         key = json.dumps([backend, broker, patched, fixed, shared_by, worker], sort_keys=True)
         while self._in_use.setdefault(key, live) != live:
             key += ", one more"
@@ -569,7 +577,8 @@ class Clusters:
                 # What it says when it starts is in its log alone.
                 cluster.worker.begin_log()
                 self._kept[key] = (cluster, closing.pop_all())
-        self._kept[key][0].set_live(live)
+        if self._has_live:
+            self._kept[key][0].set_live(live)
         self._kept.move_to_end(key)
         cluster = self._kept[key][0]
         # Canvases ask for the current app here and there.
@@ -593,7 +602,10 @@ class Clusters:
         """
         with contextlib.closing(Stack(self._found, backend, broker)) as stack:
             config = stack.config(settings)
-            LiveSettings(config["live"]).replace(live or {})
+            if self._has_live:
+                LiveSettings(config["live"]).replace(live or {})
+            else:
+                del config["live"]
             with running_worker(config, patched=patched, **worker) as process:
                 app = make_app(config, patched)
                 app.set_current()
