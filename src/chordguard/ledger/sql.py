@@ -28,10 +28,9 @@ nevertheless (deadlock, serialization, busy) is retried by the backend's own pol
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import sqlalchemy as sa
 from celery import states
@@ -50,10 +49,6 @@ from .parts import Counted, Elsewhere, count_part
 from .tables import insert_into, record_of_row
 
 __all__ = ("DatabaseLedger",)
-
-logger = logging.getLogger("chordguard")
-
-T = TypeVar("T")
 
 
 class DatabaseLedger(LedgerDatabase, Ledger):
