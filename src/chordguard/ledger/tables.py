@@ -330,9 +330,8 @@ def insert_into(table: sa.Table, dialect: str) -> Any:
 
 def record_of_row(row: tuple[Any, ...]) -> tuple[Record, bool]:
     """Return what a row that `read_chords` selects says, and whether it says since when."""
-    group_id, size, created, claimed_until, packed_header, body, *counts = row
-    returned, failed, progressed, *counted = counts
-    more_returned, more_failed, last_counted = counted
+    group_id, size, created, claimed_until, packed_header, body, *counted = row
+    returned, failed, progressed, more_returned, more_failed, last_counted = counted
     now = time.time()
     reader = Reader(now)
     header = reader.header(packed_header)

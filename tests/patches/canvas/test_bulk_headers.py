@@ -4,6 +4,7 @@ import contextlib
 import json
 import uuid
 
+import amqp
 import pytest
 import redis
 from celery import chord, group
@@ -123,6 +124,27 @@ class TestRoundTrips:
         waiting.member(5).apply_async()
 
         assert list(range(6)) == waiting.sent()
+
+
+@pytest.mark.parametrize(("is_on", "most"), [(True, 20), (False, MANY + 50)], ids=["on", "off"])
+def test_confirmations_are_awaited_together(clusters, monkeypatch, backend_kind, is_on, most):
+    settings = {"broker_transport_options": {"confirm_publish": True}}
+    settings["chord_fix_bulk_headers"] = is_on
+    cluster = clusters(backend_kind, "rabbitmq", settings=settings)
+    t = cluster.tasks
+    assert 1 == chord([t.echo.s(1)], t.tsum.s()).apply_async().get(timeout=60)
+    waits = []
+    wait = amqp.Channel.wait
+
+    def count(channel, *args, **kwargs):
+        waits.append(channel)
+        return wait(channel, *args, **kwargs)
+
+    monkeypatch.setattr(amqp.Channel, "wait", count)
+    result = chord([t.echo.s(number) for number in range(MANY)], t.echo.s()).apply_async()
+
+    assert (0 if is_on else MANY) <= len(waits) <= most
+    assert list(range(MANY)) == result.get(timeout=60)
 
 
 class TestMessages:

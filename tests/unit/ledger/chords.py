@@ -16,6 +16,7 @@ from chordguard.ledger.packing import leaf_ids
 from chordguard.ledger.sql import DatabaseLedger
 from chordguard.upstream.backends import is_redis
 from tests import tasks
+from tests.harness import wait_until
 
 THREADS = 8
 
@@ -29,6 +30,16 @@ def on(*kinds):
 
 in_sql = pytest.mark.parametrize("kind", on(*SQL))
 in_redis = pytest.mark.parametrize("kind", on("redis"))
+
+#: How many transactions of the database at hand wait for another one. The table of transactions
+#: of InnoDB is not renewed while somebody keeps reading it: there a statement that runs for a
+#: second is one that waits.
+WAITING = {
+    "postgresql": "SELECT count(*) FROM pg_stat_activity"
+    " WHERE wait_event_type = 'Lock' AND datname = current_database()",
+    "mysql": "SELECT count(*) FROM information_schema.processlist"
+    " WHERE command = 'Query' AND time >= 1 AND db = database() AND id <> connection_id()",
+}
 
 #: Seconds until the chords of these tests are due, unless it matters.
 LATER = 3600.0
@@ -127,3 +138,26 @@ def at_once(calls):
     """Return what the functions return that many threads call at once."""
     with ThreadPoolExecutor(THREADS) as pool:
         return [future.result() for future in [pool.submit(call) for call in calls]]
+
+
+def count_during(ledger, group_id, part, change):
+    """Count a part while the transaction in which `change` is made is not committed yet.
+
+    Returns whether the part waited for it, and its claim.
+    """
+    engine = sa.create_engine(ledger.backend.url)
+    # What waits is seen by a transaction that began later.
+    watching = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+    waiting = sa.text(WAITING[engine.dialect.name])
+    with ThreadPoolExecutor(1) as pool, watching:
+        with engine.begin() as connection:
+            change(connection)
+            counted = pool.submit(ledger.count, group_id, part)
+            wait_until(
+                lambda: counted.done() or watching.execute(waiting).scalar(),
+                what="a part that waits",
+            )
+            has_waited = not counted.done()
+        claim = counted.result()
+    engine.dispose()
+    return has_waited, claim

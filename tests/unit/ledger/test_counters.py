@@ -9,9 +9,7 @@ import sqlalchemy as sa
 from chordguard.ledger import counters
 from chordguard.ledger.model import Part
 from chordguard.ledger.sql import DatabaseLedger
-from tests.harness import wait_until
-from tests.unit.ledger.chords import THREADS, on, rewrite, start
-from tests.unit.ledger.test_sql_races import WAITING
+from tests.unit.ledger.chords import THREADS, count_during, on, rewrite, start
 from tests.unit.ledger.test_sql_transactions import Results, commits_fail
 
 SIZE = counters.LARGE + 22
@@ -214,24 +212,17 @@ class TestMembersToldLater:
         assert (SIZE, 1) == (ledger.read(group_id).size, ledger.read(group_id).returned)
         ledger.close(group_id)
 
-    def test_part_that_waits_for_it_is_counted(self, kind, ledger):
+    def test_part_that_waits_for_it_is_counted(self, ledger):
         group_id = start(ledger, None)
         tables, this = ledger.tables, {"chord": group_id}
-        engine = sa.create_engine(ledger.backend.url)
-        watching = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        with ThreadPoolExecutor(1) as pool, watching:
-            with engine.begin() as telling:
-                telling.execute(tables.lock, {**this, "now": time.time()})
-                number = counters.spread(tables, telling, group_id, IDS)
-                telling.execute(tables.spread, {**this, "number": number})
-                counted = pool.submit(ledger.count, group_id, Part(IDS[0]))
-                wait_until(
-                    lambda: counted.done() or watching.execute(sa.text(WAITING[kind])).scalar(),
-                    what="a part that waits",
-                )
-                assert not counted.done()
-            assert counted.result() is None
-        engine.dispose()
+        number = counters.how_many(SIZE)
+
+        def tell(connection):
+            connection.execute(tables.lock, {**this, "now": time.time()})
+            assert number == counters.spread(tables, connection, group_id, IDS)
+            connection.execute(tables.spread, {**this, "number": number})
+
+        assert (True, None) == count_during(ledger, group_id, Part(IDS[0]), tell)
 
         on_counter = {**this, "counter": counters.number_of(IDS[0], number)}
         read = sa.select(tables.counter.c.returned).where(tables.this_counter)
@@ -292,23 +283,17 @@ class TestClosing:
         assert [IDS[1]] == counted_meanwhile
         assert {} == rows_of(ledger, group_id)
 
-    def test_part_that_waits_leaves_nothing(self, kind, ledger, group_id):
+    def test_part_that_waits_leaves_nothing(self, ledger, group_id):
         ledger.count(group_id, Part(IDS[0]))
         tables, this = ledger.tables, {"chord": group_id}
-        engine = sa.create_engine(ledger.backend.url)
-        watching = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        with ThreadPoolExecutor(1) as pool, watching:
-            with engine.begin() as closing:
-                closing.execute(tables.remove, this)
-                closing.execute(tables.remove_counters, this)
-                late = pool.submit(ledger.count, group_id, Part(IDS[1]))
-                wait_until(
-                    lambda: late.done() or watching.execute(sa.text(WAITING[kind])).scalar(),
-                    what="a part that waits",
-                )
-            assert late.result() is None
-        engine.dispose()
 
+        def close(connection):
+            connection.execute(tables.remove, this)
+            connection.execute(tables.remove_counters, this)
+
+        _, claim = count_during(ledger, group_id, Part(IDS[1]), close)
+
+        assert claim is None
         assert {IDS[0]} == ledger.counted(group_id)
 
 
