@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ("Batch", "batch_of", "batches", "when_sent")
 
-#: How many messages a batch has.
+#: How many messages a batch has: the first one few, so that workers soon have something to do,
+#: each of the next ones twice as many, up to `SIZE`.
+FIRST_SIZE = 16
 SIZE = 250
 
 #: With fewer messages it takes no fewer round trips to send them together.
@@ -60,7 +62,9 @@ def when_sent(producer: Any, note: Callable[[], None]) -> None:
 
 
 @contextmanager
-def batches(app: Celery, producer: Any, *, is_lazy: bool) -> Iterator[Batch]:
+def batches(
+    app: Celery, producer: Any, *, is_lazy: bool, before_each: Callable[[], None]
+) -> Iterator[Batch]:
     """Have what a `producer` publishes in the block sent in batches, all of it by its end.
 
     Arguments:
@@ -68,8 +72,9 @@ def batches(app: Celery, producer: Any, *, is_lazy: bool) -> Iterator[Batch]:
         producer: A producer of kombu, which this thread has for itself.
         is_lazy: Whether the block may wait for something between two messages; those that it has
             published are sent meanwhile.
+        before_each: Called before each batch goes to the broker.
     """
-    batch = Batch(app, producer)
+    batch = Batch(app, producer, before_each)
     around = batch_of(producer)
     setattr(producer, BATCH, batch)
     try:
@@ -85,20 +90,16 @@ def batches(app: Celery, producer: Any, *, is_lazy: bool) -> Iterator[Batch]:
         setattr(producer, BATCH, around)
 
 
-def _nothing() -> None:
-    return
-
-
 class Batch:
     """Messages of one producer that were published and are not sent yet."""
 
-    def __init__(self, app: Celery, producer: Any) -> None:
+    def __init__(self, app: Celery, producer: Any, before_each: Callable[[], None]) -> None:
         self.app = app
         self.producer = producer
-        #: What is to be called before each batch goes to the broker.
-        self.first: Callable[[], None] = _nothing
         #: What is to be called before the messages go to the broker, once.
         self.notes: list[Callable[[], None]] = []
+        self._before_each = before_each
+        self._size = FIRST_SIZE
         self._messages: list[Callable[[], Any]] = []
         self._lock = threading.RLock()
         self._is_flushing = False
@@ -109,8 +110,10 @@ class Batch:
         self._number = self._tried = 0
         self._is_refused = False
 
-    def __len__(self) -> int:
-        return len(self._messages)
+    @property
+    def is_full(self) -> bool:
+        """Whether it has as many messages as are sent at once."""
+        return len(self._messages) >= self._size
 
     def add(self, publish: Callable[[], Any]) -> Any:
         """Keep a message, which `publish` hands to the broker, until the batch is flushed."""
@@ -155,6 +158,7 @@ class Batch:
             finally:
                 self._is_flushing = False
             self._messages.clear()
+            self._size = min(2 * self._size, SIZE)
 
     @contextmanager
     def sent_in_time(self) -> Iterator[None]:
@@ -183,7 +187,7 @@ class Batch:
         """Try once to send what is kept; what is certain to be sent is kept no longer."""
         # It connects: what fails before that has sent nothing.
         channel = self.producer.channel
-        self.first()
+        self._before_each()
         while self.notes:
             self.notes.pop(0)()
         with _set(self.producer, "maybe_declare", _once(self.producer.maybe_declare)):

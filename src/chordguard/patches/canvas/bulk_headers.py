@@ -40,12 +40,13 @@ def apply_tasks(
         # Another iterable than a list may take its time from one task to the next.
         is_lazy = not isinstance(group.tasks, (list, tuple))
         with (
-            publishing.batches(group.app, acquired, is_lazy=is_lazy) as batch,
             together() as subscriptions,
+            publishing.batches(
+                group.app, acquired, is_lazy=is_lazy, before_each=subscriptions.make
+            ) as batch,
         ):
-            batch.first = subscriptions.make
             for result in wrapped(*args, **given):
-                if len(batch) >= publishing.SIZE:
+                if batch.is_full:
                     batch.flush()
                 yield result
 
