@@ -123,7 +123,7 @@ class Fleet:
 
 def wait_for(app: Any, ids: list[str], fleet: Fleet) -> dict[str, Any]:
     """Return the results, once all are ready or nothing has changed for long."""
-    from chordguard.upstream.results import read_results
+    from chordguard.upstream.results import Results, read_results
 
     done: dict[str, Any] = {}
     changed = time.monotonic()
@@ -133,7 +133,7 @@ def wait_for(app: Any, ids: list[str], fleet: Fleet) -> dict[str, Any]:
         try:
             found = read_results(app.backend, pending)
         except Exception:
-            found = {}
+            found = Results()
         new = {id_: r for id_, r in found.items() if r.state in states.READY_STATES}
         if new:
             changed = time.monotonic()

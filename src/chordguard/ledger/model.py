@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ChordguardError, is_from_outside
@@ -13,7 +14,7 @@ from . import claims
 from .packing import Header
 
 if TYPE_CHECKING:
-    from ..upstream.results import StoredResult
+    from ..upstream.results import Results, StoredResult
 
 __all__ = (
     "LONGEST_SECONDS",
@@ -113,13 +114,14 @@ class Claim:
         group_id: The chord.
         token: By which the ledger knows who has it.
         header: The members' ids; None where the ledger does not know them.
-        parts: The parts that were counted, where the ledger told them at once.
+        parts: The parts that were counted, where the ledger told them at once; `collect` empties
+            it, so that a large chord is not held in memory twice.
     """
 
     group_id: str
     token: str
     header: Header | None
-    parts: Sequence[Any] | None = None
+    parts: deque[Any] = field(default_factory=deque)
 
 
 class Ledger(ABC):
@@ -247,7 +249,7 @@ class Ledger(ABC):
         """Return the members that were counted and whose results are gone."""
 
     @abstractmethod
-    def collect(self, claim: Claim) -> tuple[Header, Mapping[str, StoredResult]]:
+    def collect(self, claim: Claim) -> tuple[Header, Results]:
         """Return the members' ids, and the results of those that are ready."""
 
     @abstractmethod

@@ -20,8 +20,15 @@ from typing import Any
 from celery import states
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
 
-from ..errors import OUTSIDE
-from ..upstream.results import StoredResult, chunks, read_results, ready_states, stored_result
+from ..upstream.results import (
+    Results,
+    StoredResult,
+    chunks,
+    decoded,
+    read_results,
+    ready_states,
+    stored_result,
+)
 from . import claims
 from .checked import Reader, header_in
 from .claims import new_token
@@ -132,7 +139,7 @@ class RedisLedger(ChordScripts, Ledger):
         if what != "claimed":
             return None
         _, header, *parts = answer
-        return Claim(group_id, token, header_in(header), *parts)
+        return Claim(group_id, token, header_in(header), *map(deque, parts))
 
     def group_ids(self) -> list[str]:
         live = self._ask(self.backend.client.zrange, self._due, 0, -1)
@@ -237,33 +244,29 @@ class RedisLedger(ChordScripts, Ledger):
     def vanished(self, *_: Any) -> list[str]:
         return []  # what was counted is kept with the parts
 
-    def collect(self, claim: Claim) -> tuple[Header, dict[str, StoredResult]]:
-        known = claim.parts
-        parts = self.parts(claim.group_id) if known is None else self._decoded(known)
+    def collect(self, claim: Claim) -> tuple[Header, Results]:
+        parts = self._decoded(claim.parts) if claim.parts else self.parts(claim.group_id)
         header = claim.header
         if header is None:
             saved = self.backend.restore_group(claim.group_id)
             header = None if saved is None else header_of(saved.results)
         return self.collected(header, parts)
 
-    def collected(
-        self, header: Header | None, parts: Sequence[StoredResult]
-    ) -> tuple[Header, dict[str, StoredResult]]:
+    def collected(self, header: Header | None, parts: Results) -> tuple[Header, Results]:
         """Return the members' ids and results, given the `parts` that were counted.
 
         Without a `header` the members are those that returned a part.
         """
-        results = {part.task_id: part for part in parts}
         if header is None:
-            header = [part.task_id for part in parts]
-        ids = list(leaf_ids(header))
-        missing = [task_id for task_id in ids if task_id not in results]
-        if missing and len(parts) >= len(ids) == len(header):
+            return list(parts), parts
+        missing = [task_id for task_id in leaf_ids(header) if task_id not in parts]
+        if missing and len(parts) >= sum(1 for _ in leaf_ids(header)) == len(header):
             # All came, under other ids: they are taken as Celery takes them.
-            return [part.task_id for part in parts], results
-        found = read_results(self.backend, missing)
-        results.update((id_, result) for id_, result in found.items() if result.is_ready)
-        return header, results
+            return list(parts), parts
+        for result in read_results(self.backend, missing).values():
+            if result.is_ready:
+                parts.add(*result)
+        return header, parts
 
     def claim(self, group_id: str, token: str | None = None) -> Claim | None:
         token = token or new_token()
@@ -322,31 +325,24 @@ class RedisLedger(ChordScripts, Ledger):
     def _renew(self, claim: Claim, seconds: int) -> bool:
         return bool(self._run("renew", claim.group_id, claim.token, time.time(), seconds))
 
-    def parts(self, group_id: str) -> list[StoredResult]:
+    def parts(self, group_id: str) -> Results:
         """Read the parts that were counted, in header order where Celery keeps it."""
         client = self.backend.client
         read = client.zrange if self.backend._chord_zset else client.lrange
         arguments = (self.key(group_id, ".j"), 0, -1)
         return self._decoded(
-            self.backend.ensure(self._healed, (group_id, partial(read, *arguments)))
+            deque(self.backend.ensure(self._healed, (group_id, partial(read, *arguments))))
         )
 
-    def _decoded(self, stored: Sequence[Any]) -> list[StoredResult]:
-        decode = self.backend.decode
-        parts = []
-        # A large chord is not held in memory twice.
-        undecoded = deque(stored)
-        del stored
-        while undecoded:
+    def _decoded(self, stored: deque[Any]) -> Results:
+        parts = Results()
+        for part in decoded(self.backend, stored):
             try:
-                _, task_id, state, value = decode(undecoded.popleft())
-            except OUTSIDE:
-                raise
-            except Exception:  # noqa: BLE001, S112 - whatever was stored
-                # It does not tell whose it is: that member's stored result is read in its place.
+                _, task_id, state, value = part
+            except (TypeError, ValueError):
                 continue
             if isinstance(task_id, str) and isinstance(state, str):
-                parts.append(StoredResult(task_id, state, value))
+                parts.add(task_id, state, value)
         return parts
 
 

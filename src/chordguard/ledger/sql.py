@@ -38,7 +38,7 @@ from kombu.utils.encoding import ensure_bytes
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import OUTSIDE
-from ..upstream.results import StoredResult, chunks, read_results, ready_states, unreadable
+from ..upstream.results import Results, StoredResult, chunks, read_results, ready_states, unreadable
 from . import claims, counters
 from .checked import ChordUnreadable, header_in, in_a_line
 from .claims import new_token
@@ -275,16 +275,18 @@ class DatabaseLedger(LedgerDatabase, Ledger):
         """Tell whether a chord is live here; cheaper than to read it."""
         return bool(self._read(self.tables.read_chord(self.tables.chord.c.id), group_id))
 
-    def collect(self, claim: Claim) -> tuple[Header, dict[str, StoredResult]]:
+    def collect(self, claim: Claim) -> tuple[Header, Results]:
         header = claim.header
         if header is None:
             raise ChordUnreadable("its members are not known: its header is missing or damaged")
         ids = list(leaf_ids(header))
         results = read_results(self.backend, ids)
-        ready = {id_: result for id_, result in results.items() if result.is_ready}
+        if results.have_succeeded(ids):
+            return header, results
+        ready = Results(result for result in results.values() if result.is_ready)
         if len(ready) < len(set(ids)):
             for task_id, payload in self.payloads(claim.group_id).items():
-                ready[task_id] = self._brought(task_id, payload)
+                ready.add(*self._brought(task_id, payload))
         return header, ready
 
     def _brought(self, task_id: str, payload: Any) -> StoredResult:

@@ -33,7 +33,7 @@ from ..log import is_reported, warn_once, warn_once_of
 from ..policy import Policy
 from ..upstream import hooks
 from ..upstream.backends import is_database, is_redis
-from ..upstream.results import StoredResult
+from ..upstream.results import Results
 from .errbacks import with_errbacks_once
 from .failing import fail
 from .joining import caused_by, join
@@ -70,7 +70,7 @@ class Ending:
     body: Any
     policy: Policy
     header: Header = ()
-    results: Mapping[str, StoredResult] = field(default_factory=dict)
+    results: Results = field(default_factory=Results)
     started: float | None = None
     settlement: Settlement | None = None
 
@@ -128,7 +128,7 @@ class Ending:
     def failed(self) -> int:
         """How many members failed or were lost."""
         results = self.results
-        if all(id_ in results and not results[id_].failed for id_ in leaf_ids(self.header)):
+        if results.have_succeeded(leaf_ids(self.header)):
             return 0
         return sum(id_ not in results or results[id_].failed for id_ in self._ids)
 
@@ -147,7 +147,7 @@ class Ending:
         The result store may take what the serializer of tasks does not.
         """
         serializer = body.options.get("serializer") or self.app.conf.task_serializer
-        unsendable: dict[str, StoredResult] = {}
+        results = Results(self.results.values())
         for task_id in self._ids & self.results.keys():
             result = self.results[task_id]
             if result.failed:
@@ -156,8 +156,8 @@ class Ending:
                 serialization.dumps(result.value, serializer)  # type: ignore[no-untyped-call]
             except EncodeError as exc:
                 text = f"the result of {task_id} cannot be sent as {serializer}: {exc}"
-                unsendable[task_id] = StoredResult(task_id, states.FAILURE, EncodeError(text))
-        return replace(self, results={**self.results, **unsendable})
+                results.add(task_id, states.FAILURE, EncodeError(text))
+        return replace(self, results=results)
 
     def _log(self, error: BaseException) -> None:
         """Log the failure as Celery words it: alerts look for its logger, level and words."""

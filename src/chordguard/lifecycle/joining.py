@@ -17,7 +17,7 @@ from ..errors import OUTSIDE, ChordMemberLost
 from ..failures import cut, describe, listed, record_of, to_exception
 from ..ledger.packing import Header, leaf_ids
 from ..upstream import hooks
-from ..upstream.results import StoredResult
+from ..upstream.results import Results, StoredResult
 
 if TYPE_CHECKING:
     from ..policy import Policy
@@ -71,7 +71,7 @@ def collect(header: Header, results: Mapping[str, StoredResult], policy: Policy)
 def join(
     backend: Any,
     header: Header,
-    results: Mapping[str, StoredResult],
+    results: Results,
     policy: Policy,
     *,
     settled: str | None = None,
@@ -81,9 +81,12 @@ def join(
     Raises:
         ChordError: What the chord fails with. That of a strict chord begins as in Celery.
     """
+    unpacks_itself = not policy.tolerate and hooks.unpacks_itself(backend)
+    if not unpacks_itself and (values := results.values_of(header)) is not None:
+        return values
     if policy.tolerate:
         return collect(header, results, policy)
-    if hooks.unpacks_itself(backend):
+    if unpacks_itself:
         return _unpacked(backend, header, results, settled)
     _check_strictly(backend, header, results, settled)
     return collect(header, results, policy)

@@ -24,7 +24,7 @@ from ..failures import line_of
 from ..ledger.packing import header_of, leaf_ids
 from ..policy import Policy
 from ..upstream import backends, hooks
-from ..upstream.results import read_results, ready_states
+from ..upstream.results import Results, read_results, ready_states
 from ..upstream.signatures import task_ids, waiting_for
 from .ending import Ending
 from .settlement import Settlement
@@ -204,11 +204,8 @@ class Poll:
             return
         if settlement is not None:
             logger.warning("Chord %s is settled %s", self.group_id, settlement)
-        ready = {
-            task_id: result
-            for task_id, result in read_results(self.app.backend, self.header.ids).items()
-            if result.state in self.app.backend.READY_STATES
-        }
+        found = read_results(self.app.backend, self.header.ids).values()
+        ready = Results(r for r in found if r.state in self.app.backend.READY_STATES)
         header = self.header.header
         ending = replace(self._ending, header=header, results=ready, settlement=settlement)
         try:

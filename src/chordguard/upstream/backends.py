@@ -22,6 +22,7 @@ __all__ = (
     "address",
     "class_and_url",
     "class_of",
+    "decodes_as_celery",
     "errors",
     "is_database",
     "is_polled",
@@ -75,6 +76,11 @@ def is_polled(backend: Any) -> bool:
     """Tell whether Celery ends the chords of `backend` by `celery.chord_unlock`."""
     # Others have a way of their own to start a chord, such as a counter.
     return is_database(backend) or (takes_chords(backend) and _is_stock(backend, "apply_chord"))
+
+
+def decodes_as_celery(backend: Any) -> bool:
+    """Tell whether `backend` decodes what it stored as Celery's own do."""
+    return _is_stock(backend, "decode")
 
 
 def _is_stock(backend: Any, method: str) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
@@ -13,8 +14,10 @@ from . import backends, sessions
 from .database import with_retries
 
 __all__ = (
+    "Results",
     "StoredResult",
     "chunks",
+    "decoded",
     "delete_expired",
     "forget_results",
     "read_metas",
@@ -53,16 +56,72 @@ class StoredResult(NamedTuple):
         return self.state in states.PROPAGATE_STATES
 
 
-def read_results(backend: Any, task_ids: Sequence[str]) -> dict[str, StoredResult]:
+class Results(Mapping[str, StoredResult]):
+    """The results of tasks, by id, in the order in which they were added.
+
+    Of a task that succeeded only its value is kept: a chord may have many thousands of them.
+    """
+
+    def __init__(self, results: Iterable[StoredResult] = ()) -> None:
+        self._kept: dict[str, Any] = {}
+        #: The ids of those that did not succeed.
+        self._others: set[str] = set()
+        for result in results:
+            self.add(*result)
+
+    def add(self, task_id: str, state: str, value: Any) -> None:
+        """Add a result, which takes the place of one that is there."""
+        if state == states.SUCCESS:
+            self._kept[task_id] = value
+            self._others.discard(task_id)
+        else:
+            self._kept[task_id] = StoredResult(task_id, state, value)
+            self._others.add(task_id)
+
+    def values_of(self, ids: Sequence[Any]) -> list[Any] | None:
+        """Return the values of tasks, nested as their ids are; None: not all have succeeded."""
+        if self._others:
+            return None
+        kept = self._kept
+        try:
+            return [kept[id_] if isinstance(id_, str) else self._nested(id_) for id_ in ids]
+        except KeyError:
+            return None
+
+    def _nested(self, ids: Sequence[Any]) -> list[Any]:
+        values = self.values_of(ids)
+        if values is None:
+            raise KeyError
+        return values
+
+    def have_succeeded(self, task_ids: Iterable[str]) -> bool:
+        """Tell whether all of `task_ids` have succeeded."""
+        return not self._others and all(map(self._kept.__contains__, task_ids))
+
+    def __getitem__(self, task_id: str) -> StoredResult:
+        kept = self._kept[task_id]
+        if task_id in self._others:
+            result: StoredResult = kept
+            return result
+        return StoredResult(task_id, states.SUCCESS, kept)
+
+    def __contains__(self, task_id: object) -> bool:
+        return task_id in self._kept
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+
+def read_results(backend: Any, task_ids: Sequence[str]) -> Results:
     """Return the stored results among `task_ids`, by id, whatever their state.
 
     One MGET or SELECT for each :data:`CHUNK` ids, retried by the backend's own policy.
     """
     read = _read_from_redis if backends.is_redis(backend) else _read_from_database
-    found: dict[str, StoredResult] = {}
-    for chunk in chunks(task_ids):
-        found.update((result.task_id, result) for result in read(backend, chunk))
-    return found
+    return Results(result for chunk in chunks(task_ids) for result in read(backend, chunk))
 
 
 def forget_results(backend: Any, task_ids: Sequence[str]) -> None:
@@ -108,6 +167,44 @@ def ready_states(backend: Any, task_ids: Sequence[str]) -> dict[str, str]:
 def chunks(items: Sequence[str]) -> Iterator[Sequence[str]]:
     """Yield `items` in slices of :data:`CHUNK`."""
     return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
+
+
+def decoded(backend: Any, payloads: deque[Any]) -> Iterator[Any]:
+    """Yield what a backend's encoded `payloads` say, which are taken away as they are decoded.
+
+    One that cannot be decoded is left out.
+    """
+    while payloads:
+        portion = [payloads.popleft() for _ in range(min(CHUNK, len(payloads)))]
+        yield from _decoded_as_one(backend, portion) or _decoded_each(backend, portion)
+
+
+def _decoded_as_one(backend: Any, payloads: list[Any]) -> Sequence[Any]:
+    """Return what JSON arrays say, decoded as one array of them; nothing where that cannot be.
+
+    Celery and kombu take longer to find out how to decode a payload than to decode it.
+    """
+    if backend.content_type != "application/json" or not backends.decodes_as_celery(backend):
+        return ()
+    if not all(isinstance(each, bytes) and each[:1] + each[-1:] == b"[]" for each in payloads):
+        return ()
+    try:
+        values: Sequence[Any] = backend.decode(b"[%b]" % b",".join(payloads))
+    except OUTSIDE:
+        raise
+    except Exception:  # noqa: BLE001 - whatever was stored
+        return ()
+    return values if len(values) == len(payloads) else ()
+
+
+def _decoded_each(backend: Any, payloads: Iterable[Any]) -> Iterator[Any]:
+    for payload in payloads:
+        try:
+            yield backend.decode(payload)
+        except OUTSIDE:
+            raise
+        except Exception:  # noqa: BLE001, S112 - whatever was stored
+            continue
 
 
 def read_metas(backend: Any, task_ids: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -91,7 +91,7 @@ def count(ledger, group_id, task_ids):
 def counted(ledger, group_id):
     """Return the ids of the members that were counted."""
     if is_redis(ledger.backend):
-        return {part.task_id for part in ledger.parts(group_id)}
+        return set(ledger.parts(group_id))
     return ledger.counted(group_id)
 
 

@@ -15,7 +15,7 @@ from chordguard.lifecycle.joining import collect
 from chordguard.lifecycle.settlement import Settlement
 from chordguard.policy import Policy
 from chordguard.upstream import signatures
-from chordguard.upstream.results import StoredResult
+from chordguard.upstream.results import Results, StoredResult
 from tests import tasks
 
 FAILED = {"exc_type": "ValueError", "exc_message": ["boom"], "exc_module": "builtins"}
@@ -25,10 +25,10 @@ STRICT = Policy(tolerate=False, error_format="string", max_errors=None, timeout=
 
 
 def done(**values):
-    return {
-        id_: StoredResult(id_, "FAILURE" if value is FAILED else "SUCCESS", value)
+    return Results(
+        StoredResult(id_, "FAILURE" if value is FAILED else "SUCCESS", value)
         for id_, value in values.items()
-    }
+    )
 
 
 class TestCollecting:
@@ -181,11 +181,10 @@ class TestStrictChords:
     def test_error_names_all_members_that_failed_as_far_as_they_are_readable(self, finish):
         ids = [f"m{number}" for number in range(failures.NAMED + 3)]
         results = done(**dict.fromkeys(ids, FAILED))
-        results["m2"] = StoredResult("m2", "FAILURE", ValueError("x" * 1000))
+        results.add("m2", "FAILURE", ValueError("x" * 1000))
+        results.add("m", "SUCCESS", 1)
 
-        first, second, third, *others = str(finish(["m", ids], {**results, **done(m=1)})).split(
-            "; "
-        )
+        first, second, third, *others = str(finish(["m", ids], results)).split("; ")
 
         assert "Dependency m0 raised ValueError('boom')" == first
         assert "also failed: m1 ValueError: boom" == second
@@ -193,7 +192,7 @@ class TestStrictChords:
         assert ["m3 ValueError: boom", "and 2 more"] == [others[0], others[-1]]
 
     def test_error_is_cut_where_its_cause_is_long(self, finish):
-        error = finish(["a"], {"a": StoredResult("a", "FAILURE", ValueError("x" * 10**6))})
+        error = finish(["a"], Results([StoredResult("a", "FAILURE", ValueError("x" * 10**6))]))
 
         assert str(error).startswith("Dependency a raised ValueError('xxx")
         assert str(error).endswith("xxx... (1,000,014 characters, cut)")
@@ -202,7 +201,7 @@ class TestStrictChords:
     def test_error_without_a_text_fails_the_chord(self, finish):
         wordless = StoredResult("a", "FAILURE", Wordless())
 
-        error = finish(["a"], {"a": wordless})
+        error = finish(["a"], Results([wordless]))
 
         assert str(error).startswith("Dependency a raised <Unrepresentable ")
 
