@@ -91,11 +91,11 @@ def clusters(
     """Return `harness.Clusters.__call__`, for tests that want to say themselves what they need."""
 
     def get(backend: str = "redis", broker: str = "redis", **options: Any) -> harness.Cluster:
-        require(broker, *({backend} - {"sqlite"}))
+        require(broker, *({backend} - {*harness.SERVERLESS}))
         return clusters_kept(backend, broker, **options)
 
     def alone(backend: str = "redis", broker: str = "redis", **options: Any) -> Any:
-        require(broker, *({backend} - {"sqlite"}))
+        require(broker, *({backend} - {*harness.SERVERLESS}))
         return clusters_kept.alone(backend, broker, **options)
 
     get.alone = alone  # type: ignore[attr-defined]

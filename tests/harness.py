@@ -43,6 +43,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BACKENDS = ("redis", "sqlite", "postgresql", "mysql")
+#: Result backends whose own store keeps no ledger. Celery counts chords in memcached and (from 5.4
+#: on) in DynamoDB, and polls them elsewhere.
+WITHOUT_LEDGER = ("memcached", "filesystem", "dynamodb")
+#: Those that need no server.
+SERVERLESS = ("sqlite", "filesystem")
 BROKERS = ("redis", "rabbitmq")
 ROOT = Path(__file__).parent.parent
 
@@ -104,7 +109,15 @@ class Stack:
             create_result_tables(self.database_url)
             self.result_url = f"db+{self.database_url}"
         else:
-            self.result_url = found.get("redis").url
+            self.result_url = self._url_without_database()
+
+    def _url_without_database(self) -> str:
+        if self.backend == "filesystem":
+            results = self.folder / "results"
+            results.mkdir()
+            return results.as_uri()
+        url = self._found.get(self.backend).url
+        return f"{url}{self.name}" if self.backend == "dynamodb" else url
 
     def config(self, settings: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return what `make_app` needs; `settings` are Celery's, stronger than the defaults."""

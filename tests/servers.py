@@ -3,10 +3,11 @@
 Each server is looked for when the first test asks for it, in this order:
 
 1. the address in the environment (``CHORDGUARD_REDIS_URL``, ``CHORDGUARD_POSTGRESQL_URL``,
-   ``CHORDGUARD_MYSQL_URL``, ``CHORDGUARD_AMQP_URL``); one that does not answer is an error,
+   ``CHORDGUARD_MYSQL_URL``, ``CHORDGUARD_AMQP_URL``, ``CHORDGUARD_MEMCACHED_URL``,
+   ``CHORDGUARD_DYNAMODB_URL``); one that does not answer is an error,
 2. a server that runs on its usual port, unless ``CHORDGUARD_IGNORE_RUNNING`` is set,
 3. one started from what is installed, unless ``CHORDGUARD_IGNORE_INSTALLED`` is set,
-4. one that came as a wheel (Valkey and PostgreSQL).
+4. one that came as a wheel (Valkey, PostgreSQL, and moto, which stands for DynamoDB).
 
 What was started here listens on 127.0.0.1 and a free port, keeps its data in a temporary folder,
 and is stopped by `Servers.close`. A server found running is never flushed, restarted or stopped.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import importlib.metadata
 import importlib.util
 import os
 import pwd
@@ -23,12 +25,15 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import amqp
 import kombu
@@ -135,7 +140,7 @@ class Server:
 
 
 class ServerKind:
-    """What is common to the four kinds of servers."""
+    """What is common to all kinds of servers."""
 
     name: ClassVar[str]
     #: The environment variable with an address.
@@ -455,8 +460,62 @@ class RabbitMQ(ServerKind):
         return f"amqp://guest:guest@127.0.0.1:{port}//"
 
 
+class Memcached(ServerKind):
+    """memcached."""
+
+    name = "memcached"
+    variable = "CHORDGUARD_MEMCACHED_URL"
+    usual = ("cache+memcached://127.0.0.1:11211/",)
+    users = ("memcache", "memcached", "nobody")
+
+    def probe(self, url: str) -> str:
+        parts = urlsplit(url)
+        address = (parts.hostname or "127.0.0.1", parts.port or 11211)
+        with socket.create_connection(address, CONNECT_TIMEOUT) as connection:
+            connection.sendall(b"version\r\n")
+            return connection.recv(100).decode().split()[1]
+
+    def installed(self) -> Iterator[Path]:
+        yield from on_path("memcached", folders=("/usr/sbin",))
+
+    def launch(self, program: Path, folder: Path, user: str | None, port: int) -> list[Spawned]:
+        options = f"-l 127.0.0.1 -p {port} -U 0 -m 64"
+        return [Spawned([program, *options.split()], folder, user)]
+
+    def url_of(self, port: int) -> str:
+        return f"cache+memcached://127.0.0.1:{port}/"
+
+
+class DynamoDB(ServerKind):
+    """DynamoDB, for which moto's server stands. Its URL lacks the name of the table."""
+
+    name = "dynamodb"
+    variable = "CHORDGUARD_DYNAMODB_URL"
+    usual = ()
+    users = ()
+
+    def probe(self, url: str) -> str:
+        with urlopen(f"http://localhost:{urlsplit(url).port}/moto-api/", timeout=3):
+            return importlib.metadata.version("moto")
+
+    def installed(self) -> Iterator[Path]:
+        return iter(())
+
+    def packaged(self) -> Iterator[Path]:
+        if importlib.util.find_spec("moto") and importlib.util.find_spec("boto3"):
+            yield Path(sys.executable)
+
+    def launch(self, program: Path, folder: Path, user: str | None, port: int) -> list[Spawned]:
+        options = f"-m moto.server -H 127.0.0.1 -p {port}"
+        return [Spawned([program, *options.split()], folder, user)]
+
+    def url_of(self, port: int) -> str:
+        return f"dynamodb://key:secret@localhost:{port}/"
+
+
 KINDS: dict[str, ServerKind] = {
-    kind.name: kind for kind in (Redis(), PostgreSQL(), MySQL(), RabbitMQ())
+    kind.name: kind
+    for kind in (Redis(), PostgreSQL(), MySQL(), RabbitMQ(), Memcached(), DynamoDB())
 }
 
 

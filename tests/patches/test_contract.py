@@ -33,7 +33,7 @@ MISSING = object()
 
 # What is not imported is not patched yet.
 for patch in registry.values():
-    for target in patch.targets:
+    for target in patch.targets_here():
         importlib.import_module(target.module)
 
 every_patch = pytest.mark.parametrize("patch", list(registry.values()), ids=lambda p: p.name)

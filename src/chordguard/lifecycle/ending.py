@@ -32,7 +32,7 @@ from ..ledger.packing import Header, leaf_ids
 from ..log import is_reported, warn_once, warn_once_of
 from ..policy import Policy
 from ..upstream import hooks
-from ..upstream.backends import is_database, is_redis
+from ..upstream.backends import capabilities
 from ..upstream.results import Results
 from .errbacks import with_errbacks_once
 from .failing import fail
@@ -165,13 +165,14 @@ class Ending:
         # Celery's `chord_unlock` logs what caused an error of the join. Without a header nothing
         # was joined: the error is our own.
         is_joined = bool(self.header) and self.settlement is None and not self.policy.tolerate
-        if is_joined and is_database(self.app.backend):
+        can = capabilities(self.app.backend)
+        if is_joined and can.polls:
             raised = error.__cause__ or error
         if not all(map(_is_readable, (raised, raised.__cause__))):
             # A log is no place for megabytes; the error of the chord shows how they begin.
             raised = ChordError(str(error))
         exc_info = (type(raised), raised, raised.__traceback__ or error.__traceback__)
-        name = "celery.backends.redis" if is_redis(self.app.backend) else "celery.app.builtins"
+        name = _counted_by(type(self.app.backend)) if can.counts else "celery.app.builtins"
         get_logger(name).error("Chord %r raised: %r", self.group_id, raised, exc_info=exc_info)
 
     def _report(self, outcome: str) -> None:
@@ -182,6 +183,12 @@ class Ending:
             errors=self.failed,
             seconds=None if self.started is None else max(0.0, time.time() - self.started),
         )
+
+
+def _counted_by(kind: type) -> str:
+    """Return the module of Celery that counts the chords of a class of backends, and logs of it."""
+    modules = (owner.__module__ for owner in kind.__mro__ if "on_chord_part_return" in vars(owner))
+    return next((name for name in modules if name.startswith("celery.")), kind.__module__)
 
 
 def _is_readable(exc: BaseException | None) -> bool:

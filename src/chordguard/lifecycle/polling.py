@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
 __all__ = (
+    "BODY",
     "EXCHANGE_TYPE",
     "Poll",
     "PolledHeader",
@@ -42,16 +44,30 @@ __all__ = (
 logger = logging.getLogger("chordguard")
 
 #: The keyword argument of `chord_unlock` in which a poll tells the next one how many members
-#: were ready and since when (Unix time in seconds). Stock workers pass it on unread.
+#: were ready, since when (Unix time in seconds), and how many of the first ones are known to be.
+#: Stock workers pass it on unread.
 PROGRESS = "chordguard_progress"
 
+#: The keyword argument of the safety net of a chord that a key-value store counts: its body.
+#: Workers without the patches find another in the body's place, and do not run this one twice.
+BODY = "chordguard_body"
+
+#: How many results a poll reads at once where each is read on its own.
+PORTION = 20
 
 #: The keyword argument in which Celery, from 5.7 on, hands the type of the exchange on.
 EXCHANGE_TYPE = "_chord_unlock_exchange_type"
 
 
 class PolledHeader(GroupResult):  # type: ignore[misc]
-    """The results of a polled chord's header, read with one statement per 500 members."""
+    """The results of a polled chord's header.
+
+    From a database they are read with one statement per 500 members; elsewhere a poll goes on
+    where the one before it stopped, at the first member that was not ready.
+    """
+
+    #: How many of the first members are known to be ready.
+    known = 0
 
     @cached_property
     def header(self) -> list[Any]:
@@ -66,11 +82,34 @@ class PolledHeader(GroupResult):  # type: ignore[misc]
     @cached_property
     def ready_count(self) -> int:
         """How many members are ready; looked up once."""
-        return len(ready_states(self.backend, self.ids))
+        if self.is_read_at_once:
+            return len(ready_states(self.backend, self.ids))
+        return self.known + len(ready_states(self.backend, self.ids[self.known :]))
+
+    @property
+    def is_read_at_once(self) -> bool:
+        """Whether one statement tells which members are ready."""
+        return backends.is_database(self.backend)
+
+    @cached_property
+    def seen_count(self) -> int:
+        """How many members are ready, up to the first portion with one that is not."""
+        if self.is_read_at_once:
+            return self.ready_count
+        portion: Sequence[str] = self.ids[self.known : self.known + PORTION]
+        while portion:
+            ready = ready_states(self.backend, portion)
+            if len(ready) < len(set(portion)):
+                first = next(i for i, id_ in enumerate(portion) if id_ not in ready)
+                self.known += first
+                return self.known + len(ready) - first
+            self.known += len(portion)
+            portion = self.ids[self.known : self.known + PORTION]
+        return self.known
 
     def ready(self) -> bool:
         """Tell whether all members are ready."""
-        return self.ready_count >= len(set(self.ids))
+        return self.seen_count >= len(set(self.ids))
 
 
 @dataclass
@@ -86,6 +125,8 @@ class Poll:
     progress: Any
     #: What a retry of this poll has to be given beside its delay.
     retry_options: dict[str, Any]
+    #: The members whose results were stored for the chord alone, when it has ended.
+    spare: Sequence[str] = ()
 
     @classmethod
     def of(cls, task: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Poll:
@@ -101,7 +142,7 @@ class Poll:
         return cls(
             task,
             given["group_id"],
-            given["callback"],
+            given.get(BODY) or given["callback"],
             given.get("interval"),
             given.get("max_retries"),
             given.get("result") or (),
@@ -115,7 +156,8 @@ class Poll:
         given = kwargs.get("GroupResult")
         ours = given is None or isinstance(getattr(given, "__self__", None), cls)
         is_celerys = not hooks.polls_itself(task.app)
-        return ours and is_celerys and backends.is_database(task.app.backend)
+        can = backends.capabilities(task.app.backend)
+        return ours and is_celerys and (can.polls or can.increments)
 
     @property
     def app(self) -> Celery:
@@ -130,11 +172,14 @@ class Poll:
     @cached_property
     def header(self) -> PolledHeader:
         """The results of the chord's header."""
-        return PolledHeader(
+        header = PolledHeader(
             self.group_id,
             [result_from_tuple(result, app=self.app) for result in self.result],
             app=self.app,
         )
+        with suppress(TypeError, ValueError, IndexError):
+            header.known = min(int(self.progress[2]), len(header.ids))
+        return header
 
     def group_result(self, *_: Any, **__: Any) -> PolledHeader:
         """Take the place of the class that stock `chord_unlock` makes the header of."""
@@ -187,10 +232,15 @@ class Poll:
             return 0.0
         now = time.time()
         count, since = self._last_progress(now)
-        if self.header.ready_count > count:
-            count, since = self.header.ready_count, now
+        seen = self.header.seen_count
+        if seen <= count and now - since >= self.policy.timeout:
+            # Those behind the first one that is not ready count, too.
+            seen = self.header.ready_count
+        if seen > count:
+            count, since = seen, now
+        progress = [count, since, self.header.known]
         # A retry sends the request's own arguments again.
-        self.task.request.kwargs = {**self.task.request.kwargs, PROGRESS: [count, since]}
+        self.task.request.kwargs = {**self.task.request.kwargs, PROGRESS: progress}
         return now - since
 
     def finish(self, settlement: Settlement | None = None) -> None:
@@ -204,8 +254,9 @@ class Poll:
             return
         if settlement is not None:
             logger.warning("Chord %s is settled %s", self.group_id, settlement)
-        found = read_results(self.app.backend, self.header.ids).values()
-        ready = Results(r for r in found if r.state in self.app.backend.READY_STATES)
+        found = read_results(self.app.backend, self.header.ids)
+        ready = Results(r for r in found.values() if r.state in self.app.backend.READY_STATES)
+        self.spare = found.spare
         header = self.header.header
         ending = replace(self._ending, header=header, results=ready, settlement=settlement)
         try:
@@ -233,10 +284,10 @@ class Poll:
 
     def _last_progress(self, now: float) -> tuple[int, float]:
         try:
-            count, since = self.progress
+            count, since = self.progress[:2]
             return int(count), min(float(since), now)
         except (TypeError, ValueError):
-            return self.header.ready_count, now  # the first poll, or not our message
+            return self.header.seen_count, now  # the first poll, or not our message
 
 
 def delay_before(app: Celery, task: Any, retries: int, interval: float | None = None) -> float:

@@ -21,15 +21,9 @@ from .canvas import (
     per_chord_choice,
     replaced_group_order,
 )
-from .database import (
-    atomic_results,
-    bounded_unlock,
-    counted_chords,
-    ignored_results,
-    routed_unlock,
-    tolerant_unlock,
-    wide_results,
-)
+from .counting import counter_safety_net, forked_backends, incremented_parts
+from .database import atomic_results, counted_chords, wide_results
+from .polling import bounded_unlock, ignored_results, routed_unlock, tolerant_unlock
 from .redis import collected_results, counted_parts, tolerant_parts
 from .results import (
     chain_failures,
@@ -58,10 +52,11 @@ __all__ = ("ORDER", "outcomes", "registry")
 
 #: In the order in which they are put on: a later one lies around an earlier one that wraps
 #: the same function. `counted_chords` answers before `bounded_unlock` decides, and that before
-#: `tolerant_unlock` joins; `ignored_results` forgets what these two have read; `half_sent_chords`
-#: sees what they leave when it fails, and the messages before `bulk_headers` keeps them;
-#: `linear_waiting` watches the parents that `tolerated_parents` leaves and `member_errors` asks
-#: once more.
+#: `tolerant_unlock` joins; `ignored_results` stores what these two and `incremented_parts` read,
+#: and forgets it; `counter_safety_net` sends what looks at the counters of `incremented_parts`;
+#: `half_sent_chords` sees what they leave when it fails, and the messages before `bulk_headers`
+#: keeps them; `linear_waiting` watches the parents that `tolerated_parents` leaves and
+#: `member_errors` asks once more.
 ORDER = (
     generator_headers,
     generator_errors,
@@ -94,7 +89,10 @@ ORDER = (
     routed_unlock,
     wide_results,
     atomic_results,
+    forked_backends,
+    incremented_parts,
     ignored_results,
+    counter_safety_net,
     counted_chords,
     bulk_headers,
     half_sent_chords,

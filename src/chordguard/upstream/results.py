@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from celery import states
+from celery.backends.base import BaseKeyValueStoreBackend
+from kombu.exceptions import SerializationError, SerializerNotInstalled
 
 from ..errors import OUTSIDE, ResultUnreadable
 from . import backends, sessions
@@ -28,8 +31,14 @@ __all__ = (
     "unreadable",
 )
 
+T = TypeVar("T")
+
 #: How many results one statement, or one command, reads.
 CHUNK = 500
+#: Stands in the place of the traceback of a result that is stored for its chord alone.
+KEPT_FOR_CHORD = "chordguard: kept until its chord ends"
+#: Seconds after which what cannot be decoded is read again: a file may just be written.
+READ_AGAIN_AFTER = 0.05
 #: How many characters say why a result cannot be decoded.
 UNREADABLE_TOLD = 500
 
@@ -44,6 +53,8 @@ class StoredResult(NamedTuple):
     task_id: str
     state: str
     value: Any
+    #: Whether it is stored for its chord alone.
+    is_spare: bool = False
 
     @property
     def is_ready(self) -> bool:
@@ -66,11 +77,15 @@ class Results(Mapping[str, StoredResult]):
         self._kept: dict[str, Any] = {}
         #: The ids of those that did not succeed.
         self._others: set[str] = set()
+        #: The ids of those that are stored for their chord alone.
+        self.spare: list[str] = []
         for result in results:
             self.add(*result)
 
-    def add(self, task_id: str, state: str, value: Any) -> None:
+    def add(self, task_id: str, state: str, value: Any, is_spare: bool = False) -> None:
         """Add a result, which takes the place of one that is there."""
+        if is_spare:
+            self.spare.append(task_id)
         if state == states.SUCCESS:
             self._kept[task_id] = value
             self._others.discard(task_id)
@@ -118,14 +133,19 @@ class Results(Mapping[str, StoredResult]):
 def read_results(backend: Any, task_ids: Sequence[str]) -> Results:
     """Return the stored results among `task_ids`, by id, whatever their state.
 
-    One MGET or SELECT for each :data:`CHUNK` ids, retried by the backend's own policy.
+    One MGET or SELECT for each :data:`CHUNK` ids, retried by the backend's own policy; a read for
+    each where the backend has nothing else.
     """
-    read = _read_from_redis if backends.is_redis(backend) else _read_from_database
+    read = _read_from_database if backends.is_database(backend) else _read_from_others
     return Results(result for chunk in chunks(task_ids) for result in read(backend, chunk))
 
 
 def forget_results(backend: Any, task_ids: Sequence[str]) -> None:
-    """Delete stored results of a database `backend`, one DELETE for each :data:`CHUNK` ids."""
+    """Delete stored results; from a database with one DELETE for each :data:`CHUNK` ids."""
+    if not backends.is_database(backend):
+        for task_id in task_ids:
+            backend.forget(task_id)
+        return
     for chunk in chunks(task_ids):
         _delete(backend, backend.task_cls, backend.task_cls.task_id.in_(chunk))
 
@@ -145,7 +165,7 @@ def delete_expired(backend: Any, spared: Any) -> None:
 
 def ready_states(backend: Any, task_ids: Sequence[str]) -> dict[str, str]:
     """Return the states of those of `task_ids` that are ready, by id."""
-    if backends.is_redis(backend):
+    if not backends.is_database(backend):
         return {
             task_id: meta["status"]
             for task_id, meta in read_metas(backend, task_ids)
@@ -208,19 +228,69 @@ def _decoded_each(backend: Any, payloads: Iterable[Any]) -> Iterator[Any]:
 
 
 def read_metas(backend: Any, task_ids: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (id, stored meta-data) of those of `task_ids` that a Redis `backend` knows.
+    """Yield (id, stored meta-data) of those of `task_ids` that a `backend`, no database, knows.
 
     One that cannot be decoded is that of a task that failed with :exc:`.ResultUnreadable`.
     """
+    read = _read_by_keys if isinstance(backend, BaseKeyValueStoreBackend) else _read_one_by_one
     for chunk in chunks(task_ids):
-        keys = [backend.get_key_for_task(task_id) for task_id in chunk]
-        for task_id, payload in zip(chunk, backend.ensure(backend.mget, (keys,)), strict=True):
-            if payload is not None:
-                yield task_id, _meta_of(backend, task_id, payload)
+        yield from read(backend, chunk)
+
+
+def _read_by_keys(backend: Any, task_ids: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for task_id, payload in zip(task_ids, _payloads(backend, task_ids), strict=True):
+        if not payload:
+            continue
+        meta = _meta_of(backend, task_id, payload)
+        if isinstance(meta["result"], ResultUnreadable) and not backends.is_redis(backend):
+            time.sleep(READ_AGAIN_AFTER)
+            meta = _meta_of(backend, task_id, _get(backend, task_id))
+        yield task_id, meta
+
+
+def _payloads(backend: Any, task_ids: Sequence[str]) -> Sequence[Any]:
+    """Return what a key-value store has for tasks, read together where it can."""
+    keys = [backend.get_key_for_task(task_id) for task_id in task_ids]
+    if backends.is_redis(backend):
+        found: Sequence[Any] = backend.ensure(backend.mget, (keys,))
+        return found
+    if type(backend).mget is BaseKeyValueStoreBackend.mget:
+        return [_get(backend, task_id) for task_id in task_ids]
+
+    def read() -> list[Any]:
+        found = backend.mget(keys)
+        if not hasattr(found, "items"):
+            return list(found)
+        by_id = {backend._strip_prefix(key): payload for key, payload in found.items()}
+        return list(map(by_id.get, task_ids))
+
+    return _with_retries(backend, read)
+
+
+def _get(backend: Any, task_id: str) -> Any:
+    return _with_retries(backend, lambda: backend.get(backend.get_key_for_task(task_id)))
+
+
+def _with_retries(backend: Any, operation: Callable[[], T]) -> T:
+    """Run an `operation` of reading under the backend's own retry policy, if it has one."""
+    # From 5.7 on; before that Celery does not retry it.
+    ensure = getattr(backend, "_ensure_retryable", None)
+    result: T = operation() if ensure is None else ensure(operation)
+    return result
+
+
+def _read_one_by_one(backend: Any, task_ids: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for task_id in task_ids:
+        try:
+            meta = backend.get_task_meta(task_id, cache=False)
+        except (SerializationError, SerializerNotInstalled) as exc:
+            meta = _unreadable_meta(task_id, f"{type(exc).__name__}: {exc}")
+        if meta["status"] != states.PENDING:
+            yield task_id, meta
 
 
 def stored_result(backend: Any, task_id: str, payload: Any) -> StoredResult:
-    """Return the result that a Redis `backend` stored as `payload`."""
+    """Return the result that a key-value `backend` stored as `payload`."""
     meta = _meta_of(backend, task_id, payload)
     return StoredResult(task_id, meta["status"], meta["result"])
 
@@ -235,6 +305,10 @@ def _meta_of(backend: Any, task_id: str, payload: Any) -> dict[str, Any]:
         raise
     except Exception as exc:  # noqa: BLE001 - whatever was stored
         reason = f"{type(exc).__name__}: {exc}"
+    return _unreadable_meta(task_id, reason)
+
+
+def _unreadable_meta(task_id: str, reason: str) -> dict[str, Any]:
     lost = unreadable(task_id, reason)
     return {
         "task_id": task_id,
@@ -251,9 +325,10 @@ def unreadable(task_id: str, reason: str) -> StoredResult:
     return StoredResult(task_id, states.FAILURE, ResultUnreadable(text[:UNREADABLE_TOLD]))
 
 
-def _read_from_redis(backend: Any, task_ids: Sequence[str]) -> Iterator[StoredResult]:
+def _read_from_others(backend: Any, task_ids: Sequence[str]) -> Iterator[StoredResult]:
     for task_id, meta in read_metas(backend, task_ids):
-        yield StoredResult(task_id, meta["status"], meta["result"])
+        is_spare = meta.get("traceback") == KEPT_FOR_CHORD
+        yield StoredResult(task_id, meta["status"], meta["result"], is_spare)
 
 
 def _read_from_database(backend: Any, task_ids: Sequence[str]) -> Iterator[StoredResult]:

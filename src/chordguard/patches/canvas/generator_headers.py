@@ -14,17 +14,17 @@ from typing import Any
 
 from kombu.utils.uuid import uuid
 
-from ...engine.patch import SQL, Defect, Patch
+from ...engine.patch import COUNTING, POLLED, SQL, Defect, Patch
 from ...engine.versions import celery_5_3
 
 patch = Patch(
     "generator_headers",
     Defect(
         "B1",
-        "SQL: a generator header sends only two of its tasks, the chord never ends",
+        "a generator header sends only two of its tasks, the chord never ends",
         until=celery_5_3,
     ),
-    backends=(SQL,),
+    backends=(SQL, POLLED, COUNTING),
 )
 
 

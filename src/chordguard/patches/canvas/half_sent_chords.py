@@ -16,7 +16,7 @@ from typing import Any
 
 from ...engine.patch import Defect, Patch
 from ...ledger.access import ledger_of
-from ...lifecycle import starting
+from ...lifecycle import incrementing, starting
 from ...log import warn_once
 from ...upstream import backends, publishing
 
@@ -115,6 +115,8 @@ def _close(run: starting.Run) -> None:
         ledger = ledger_of(backend, asked=not backends.is_redis(backend))
         if ledger is not None:
             ledger.abandon(group_id, is_known=run.has_sent)
+        if backends.capabilities(backend).increments:
+            incrementing.forget(backend, group_id)
     except Exception:  # noqa: BLE001 - it is logged
         warn_once(
             "Chord %s was not sent completely; could not remove what it left behind", group_id

@@ -1,1 +1,1 @@
-"""Fixes of the database result backend and of the task that polls its chords."""
+"""Fixes of the database result backend."""

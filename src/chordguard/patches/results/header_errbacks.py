@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...engine.patch import REDIS, SQL, Defect, Patch
+from ...engine.patch import Defect, Patch
 from ...engine.versions import celery_5_3
 from ...lifecycle.errbacks import left_to_chord
 from ...upstream import backends
@@ -24,13 +24,12 @@ patch = Patch(
         since=celery_5_3,
     ),
     is_opt_in=True,
-    backends=(REDIS, SQL),
 )
 
 
 @patch.wraps("celery.backends.base", "Backend._call_task_errbacks", takes={"request": 0})
 def call_task_errbacks(wrapped: Any, backend: Any, args: Any, kwargs: Any, *, request: Any) -> Any:
-    left = left_to_chord(request) if backends.capabilities(backend).keeps_ledger else []
+    left = left_to_chord(request) if backends.takes_chords(backend) else []
     if not left:
         return wrapped(*args, **kwargs)
     errbacks = request.errbacks

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...engine.patch import REDIS, SQL, Defect, Patch
+from ...engine.patch import Defect, Patch
 from ...lifecycle.waiting import ParentsWatch, app_of_waiting
 from ...upstream import backends
 
 patch = Patch(
     "linear_waiting",
     Defect("C8", "waiting for a large chord makes it many times slower"),
-    backends=(REDIS, SQL),
 )
 
 
@@ -25,7 +24,7 @@ patch = Patch(
 @patch.wraps("celery.result", "AsyncResult.wait", app_of=app_of_waiting)
 def get(wrapped: Any, result: Any, args: Any, kwargs: Any) -> Any:
     parents = list(result._parents())
-    if not parents or not backends.capabilities(result.backend).keeps_ledger:
+    if not parents or not backends.takes_chords(result.backend):
         return wrapped(*args, **kwargs)
     watch = ParentsWatch(result, parents)
     # `get` asks for the parents on every interval; while it runs it finds the watch alone.

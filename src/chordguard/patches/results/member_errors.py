@@ -14,14 +14,13 @@ from typing import Any
 
 from celery import states
 
-from ...engine.patch import REDIS, SQL, Defect, Patch
+from ...engine.patch import Defect, Patch
 from ...lifecycle.waiting import app_of_waiting
 from ...upstream import backends
 
 patch = Patch(
     "member_errors",
     Defect("A18", "get() raises a ChordError instead of the member's error now and then"),
-    backends=(REDIS, SQL),
 )
 
 
@@ -40,7 +39,7 @@ def _has_failed(result: Any) -> bool:
     """Tell whether the error is the one that was stored, not one of waiting."""
     cache = result._cache
     is_failed = cache is not None and cache["status"] in states.PROPAGATE_STATES
-    return is_failed and backends.capabilities(result.backend).keeps_ledger
+    return is_failed and backends.takes_chords(result.backend)
 
 
 def _follows_parents(

@@ -10,14 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 from ... import settings
-from ...engine.patch import REDIS, SQL, Defect, Patch
+from ...engine.patch import Defect, Patch
 from ...policy import tolerates
 from ...upstream import backends
 
 patch = Patch(
     "tolerated_parents",
     Defect("A1c", "result.get() raises the error of a header task that was tolerated"),
-    backends=(REDIS, SQL),
 )
 
 #: Set on the result of a chord's header where the chord is made: whether it is tolerant.
@@ -47,7 +46,7 @@ def run(wrapped: Any, chord: Any, args: Any, kwargs: Any, *, body: Any) -> Any:
 @patch.wraps("celery.result", "AsyncResult._parents")
 def parents(wrapped: Any, result: Any, args: Any, kwargs: Any) -> Any:
     nodes = wrapped(*args, **kwargs)
-    if not backends.capabilities(result.backend).keeps_ledger:
+    if not backends.takes_chords(result.backend):
         return nodes
     return [node for node in nodes if not _is_tolerated(node, result.app)]
 

@@ -16,7 +16,7 @@ from celery import states
 from celery._state import get_current_task
 from celery.exceptions import Ignore
 
-from ...engine.patch import REDIS, SQL, Defect, Patch
+from ...engine.patch import Defect, Patch
 from ...engine.versions import celery_5_7
 from ...lifecycle import counting
 from ...lifecycle.failing import fail_chained, is_awaited
@@ -28,7 +28,6 @@ logger = logging.getLogger("chordguard")
 patch = Patch(
     "ignored_members",
     Defect("A10", "a header task raises Ignore: the chord hangs"),
-    backends=(REDIS, SQL),
 )
 
 #: Set on the request of a task that runs again under its id.
@@ -86,7 +85,7 @@ def _end(task: Any, request: Any, exc: Any, is_copy: bool = False) -> None:
     if request.is_eager or getattr(request, _RUNS_AGAIN, False):
         return
     backend = task.backend
-    if not backends.capabilities(backend).keeps_ledger or not is_awaited(request):
+    if not backends.takes_chords(backend) or not is_awaited(request):
         return
     stored = read_results(backend, [request.id]).get(request.id)
     state, result = states.FAILURE, exc

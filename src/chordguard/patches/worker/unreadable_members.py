@@ -14,7 +14,7 @@ from typing import Any
 
 from celery import states
 
-from ...engine.patch import REDIS, SQL, Defect, Patch
+from ...engine.patch import Defect, Patch
 from ...lifecycle.failing import fail_chained, is_awaited
 from ...lifecycle.unrun import member_of, request_of
 from ...upstream import backends
@@ -25,7 +25,6 @@ logger = logging.getLogger("chordguard")
 patch = Patch(
     "unreadable_members",
     Defect("A16", "the worker cannot read the message of a header task: the chord hangs"),
-    backends=(REDIS, SQL),
 )
 
 
@@ -55,7 +54,7 @@ def _count(consumer: Any, message: Any, exc: Exception) -> None:
     """Count the task of the message as failed, if a chord waits for it."""
     try:
         backend = consumer.app.backend
-        if backends.capabilities(backend).keeps_ledger:
+        if backends.takes_chords(backend):
             _fail(backend, message, exc)
     except Exception:
         # The consumer lives on; the chord is settled after chord_timeout.

@@ -14,7 +14,7 @@ from typing import Any
 from celery import states
 from celery.exceptions import NotRegistered
 
-from ...engine.patch import REDIS, SQL, Defect, Patch
+from ...engine.patch import Defect, Patch
 from ...lifecycle.failing import fail_chained
 from ...lifecycle.unrun import member_of, request_of
 from ...upstream import backends
@@ -24,7 +24,6 @@ logger = logging.getLogger("chordguard")
 patch = Patch(
     "unregistered_members",
     Defect("A11", "a header task is not registered on the worker: the chord hangs"),
-    backends=(REDIS, SQL),
 )
 
 
@@ -32,7 +31,7 @@ patch = Patch(
 def on_unknown_task(wrapped: Any, consumer: Any, args: Any, kwargs: Any, *, message: Any) -> Any:
     handled = wrapped(*args, **kwargs)
     backend = consumer.app.backend
-    if not backends.capabilities(backend).keeps_ledger:
+    if not backends.takes_chords(backend):
         return handled
     try:
         request = request_of(message) or member_of(backend, message)

@@ -13,7 +13,7 @@ from typing import Any
 
 from celery.exceptions import NotRegistered
 
-from ...engine.patch import SQL, Defect, Patch
+from ...engine.patch import COUNTING, POLLED, SQL, Defect, Patch
 from ...engine.versions import celery_5_7
 from ...lifecycle.polling import EXCHANGE_TYPE
 
@@ -21,10 +21,10 @@ patch = Patch(
     "routed_unlock",
     Defect(
         "C5",
-        "SQL: chord_unlock misses the exchange that the body is sent to, the chord hangs",
+        "chord_unlock misses the exchange that the body is sent to, the chord hangs",
         until=celery_5_7,
     ),
-    backends=(SQL,),
+    backends=(SQL, POLLED, COUNTING),
 )
 
 #: The keyword argument that takes the options of a poller to where it is sent.

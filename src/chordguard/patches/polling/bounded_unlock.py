@@ -12,19 +12,19 @@ from typing import Any
 
 from celery.exceptions import Ignore, Retry
 
-from ...engine.patch import Defect, Patch
+from ...engine.patch import POLLED, SQL, Defect, Patch
 from ...engine.versions import celery_5_7
 from ...lifecycle.polling import Poll
 
 patch = Patch(
     "bounded_unlock",
-    Defect("C1", "SQL: chord_unlock polls for ever"),
+    Defect("C1", "chord_unlock polls for ever"),
     Defect(
         "C2",
-        "SQL: a chord whose polls are bounded stays PENDING when the bound is hit",
+        "a chord whose polls are bounded stays PENDING when the bound is hit",
         until=celery_5_7,
     ),
-    driver="sqlalchemy",
+    backends=(SQL, POLLED),
 )
 
 
@@ -36,7 +36,7 @@ def unlock_chord(wrapped: Any, task: Any, args: Any, kwargs: Any) -> Any:
     try:
         reason = None if poll.header.ready() else poll.why_settle(poll.idle())
     except Exception as exc:
-        # The database did not answer: stock retries that, unless this was the last poll.
+        # The result store did not answer: stock retries that, unless this was the last poll.
         if poll.bound is not None and poll.retries >= poll.bound:
             poll.give_up(exc)
             raise

@@ -1,4 +1,4 @@
-"""One failed header task keeps the body from running (database).
+"""One failed header task keeps the body from running (polled).
 
 `celery.chord_unlock` joins the header with `propagate=True`. It takes the class of the
 header's results as an argument: here it gets one whose join applies the chord's policy. Up to
@@ -11,20 +11,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...engine.patch import Defect, Patch
+from ...engine.patch import POLLED, SQL, Defect, Patch
 from ...engine.versions import celery_5_7
 from ...lifecycle.polling import Poll
 
 patch = Patch(
     "tolerant_unlock",
-    Defect("A1", "SQL: one failing header task and the body never runs"),
-    Defect("A9", "SQL: the error of a failed chord that is polled names no member"),
+    Defect("A1", "one failing header task and the body never runs"),
+    Defect("A9", "the error of a failed chord that is polled names no member"),
     Defect(
         "C7",
-        "SQL: a good chord fails because reading its results takes over 3 seconds",
+        "a good chord fails because reading its results takes over 3 seconds",
         until=celery_5_7,
     ),
-    driver="sqlalchemy",
+    backends=(SQL, POLLED),
 )
 
 
@@ -42,5 +42,5 @@ def unlock_chord(wrapped: Any, task: Any, args: Any, kwargs: Any) -> Any:
 def is_ready(poll: Poll) -> bool:
     try:
         return poll.header.ready()
-    except Exception:  # noqa: BLE001 - the database did not answer: Celery looks again
+    except Exception:  # noqa: BLE001 - the result store did not answer: Celery looks again
         return False

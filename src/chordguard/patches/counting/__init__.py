@@ -1,0 +1,1 @@
+"""Fixes of chords that the counter of a key-value store counts."""

@@ -1,0 +1,1 @@
+"""Fixes of chords that `celery.chord_unlock` polls, on SQL and elsewhere."""
