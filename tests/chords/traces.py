@@ -7,20 +7,22 @@ from typing import Any
 import sqlalchemy as sa
 
 from chordguard.ledger.tables import DEFAULT_NAMES
-from tests.harness import UNLOCK, Cluster
+from tests.harness import UNLOCK, WITHOUT_LEDGER, Cluster
 
 
 def traces(cluster: Cluster, *group_ids: str) -> list[str]:
     """Return what there is of chords that should be gone; the mark that one is done is no trace."""
-    return [
-        trace
-        for group_id in group_ids
-        for trace in (
-            _keys(cluster, group_id)
-            if cluster.stack.database_url is None
-            else _rows(cluster, group_id)
-        )
-    ]
+    find = {"redis": _keys, **dict.fromkeys(WITHOUT_LEDGER, _counters)}.get(
+        cluster.stack.backend, _rows
+    )
+    return [trace for group_id in group_ids for trace in find(cluster, group_id)]
+
+
+def _counters(cluster: Cluster, group_id: str) -> list[str]:
+    """Return what a key-value store keeps of a chord that Celery counts, and its pollers."""
+    backend = cluster.app.backend
+    keys = (backend.get_key_for_group(group_id), backend.get_key_for_chord(group_id))
+    return [str(key) for key in keys if backend.get(key)] + _pollers(cluster, group_id)
 
 
 def _keys(cluster: Cluster, group_id: str) -> list[str]:

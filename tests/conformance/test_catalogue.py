@@ -8,12 +8,12 @@ import pytest
 from celery import Celery, chord
 from celery.exceptions import ChordError
 
-from chordguard import install_patches
+from chordguard import install_patches, strict
 from tests import tasks as declared_tasks
 from tests.conformance import catalogue
 from tests.conformance.catalogue import ALL, RAISES, REDIS, RIGHT, SQL, SQLITE, WRONG
 from tests.conformance.cells import once, run_all, run_strict
-from tests.harness import wait_until
+from tests.harness import WITHOUT_LEDGER, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -263,6 +263,18 @@ def test_tolerant_eager_chord(eager_app, judge, patched):
     except ValueError:
         outcome = RAISES
     judge("A13 eager, tolerant", "eager", patched, outcome)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("backend_kind", WITHOUT_LEDGER)
+def test_getting_values_without_a_ledger(clusters, backend_kind):
+    """`get()` returns the body's value, or raises the error of the member."""
+    t = clusters(backend_kind, settings=TOLERANT).tasks
+    canvas = chord([t.echo.s(1), t.fail.s()], t.collect.s())
+
+    assert [1, catalogue.BOOM] == canvas.apply_async().get(timeout=20)
+    with pytest.raises(ValueError, match="boom"):
+        strict(canvas).apply_async().get(timeout=20)
 
 
 #: Members of the header whose reads are counted.

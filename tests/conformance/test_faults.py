@@ -18,7 +18,7 @@ from tests import result_tables
 from tests.chords import stuck, troubled
 from tests.chords.traces import traces
 from tests.conformance.catalogue import ALL, HANGS, MARIADB, REDIS, RIGHT, SQL, SQLITE, WRONG
-from tests.harness import ROOT, Stack, wait_until
+from tests.harness import ROOT, WITHOUT_LEDGER, Stack, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,8 +33,11 @@ QUIET = 1.2
 SOON = 2.0
 
 
-def cells(*backends: str) -> Any:
-    """Order the cells of a row; those of a cluster run in one process."""
+def cells(*backends: str, others: tuple[str, ...] = ()) -> Any:
+    """Order the cells of a row; those of a cluster run in one process.
+
+    `others` are backends of which what Celery does alone is not on record.
+    """
     return pytest.mark.parametrize(
         ("patched", "backend_kind"),
         [
@@ -45,10 +48,11 @@ def cells(*backends: str) -> Any:
                 marks=[
                     pytest.mark.xdist_group(f"faults-{patched}-{backend}"),
                     *([] if patched else [pytest.mark.stock]),
+                    *([pytest.mark.nightly] if backend in others else []),
                 ],
             )
-            for backend in backends
-            for patched in (False, True)
+            for backend in (*backends, *others)
+            for patched in ((True,) if backend in others else (False, True))
         ],
     )
 
@@ -86,7 +90,7 @@ def test_member_that_runs_twice(cluster, judge, backend_kind, patched, gate, rec
     judge("B4 member that runs twice", backend_kind, patched, cell)
 
 
-@cells(*SQL)
+@cells(*SQL, others=WITHOUT_LEDGER)
 def test_retry_that_is_stored_late(cluster, judge_end, gate):
     """B5: a RETRY that is stored after the SUCCESS does not replace it."""
     result = troubled.late_retry(cluster, gate)
@@ -104,7 +108,7 @@ def test_part_that_is_never_returned(cluster, judge_end, gate):
     judge_end("B6 part lost to an error of Redis", result, [1, 2])
 
 
-@cells(*ALL)
+@cells(*ALL, others=WITHOUT_LEDGER)
 def test_member_that_is_lost(cluster, judge_end):
     """B7: a member that never ends, as when its worker is killed, is given up in time."""
     t = cluster.tasks
@@ -143,7 +147,7 @@ def test_garbage_collected_while_subscribing(cluster, judge, backend_kind, patch
     judge("C9 result collected while subscribing", backend_kind, patched, cell)
 
 
-@cells(*ALL)
+@cells(*ALL, others=WITHOUT_LEDGER)
 def test_chord_that_cannot_be_sent(cluster, judge, backend_kind, patched):
     """C3: a chord of which a member cannot be encoded leaves nothing behind."""
     ids = troubled.send_in_vain(troubled.broken(cluster.tasks, 1))
@@ -155,7 +159,7 @@ def test_chord_that_cannot_be_sent(cluster, judge, backend_kind, patched):
     judge("C3 chord half sent", backend_kind, patched, cell)
 
 
-@cells(*ALL)
+@cells(*ALL, others=WITHOUT_LEDGER)
 def test_generator_that_raises(cluster, judge, backend_kind, patched):
     """B17: the error of a generator that raises after its first task reaches the caller."""
     canvas = troubled.raising_header(cluster, 1)
@@ -186,7 +190,7 @@ app.GroupResult.restore(group_id, app=app).revoke()
 """
 
 
-@cells(*ALL)
+@cells(*ALL, others=WITHOUT_LEDGER)
 def test_group_result_in_another_process(cluster, judge, backend_kind, patched):
     """What `GroupResult.save` keeps of a header can be revoked by another process."""
     t = cluster.tasks
@@ -262,7 +266,7 @@ def test_long_result(servers, require, judge, backend_kind, patched, monkeypatch
     judge("D2 result over 64 KiB", backend_kind, patched, cell)
 
 
-@cells(*ALL)
+@cells(*ALL, others=WITHOUT_LEDGER)
 def test_delay_of_a_chord(cluster, judge, backend_kind, patched):
     """D10: countdown delays the header and nothing else."""
     result, etas = troubled.start_delayed(cluster.tasks, "countdown", 1)

@@ -142,19 +142,27 @@ def look(poll: Poll) -> float | None:
     settlement = None if poll.header.ready() else poll.why_settle(poll.idle())
     if settlement is None and not poll.header.ready():
         return _delay(poll)
-    if not _may_end(poll):
-        return CLAIM_SECONDS
+    if _claims(backend, group_id) != 1:
+        if _has_ended(poll):
+            return None
+        if not _takes_over(poll):
+            return CLAIM_SECONDS
     poll.finish(settlement)
     forget(backend, group_id)
     _forget_spare(backend, group_id, poll.spare)
     return None
 
 
-def _may_end(poll: Poll) -> bool:
-    """Claim a chord for its safety net; take it over from who claimed it and did not end it."""
-    claims = _claims(poll.app.backend, poll.group_id)
-    if claims == 1:
-        return True
+def _has_ended(poll: Poll) -> bool:
+    """Tell whether a chord that is claimed has ended: somebody may have saved its header again."""
+    backend = poll.app.backend
+    value = _incremented(backend, backend.get_key_for_chord(poll.group_id))
+    # Its counter is deleted then, and may have been made anew.
+    return value in (None, 1) or poll.is_over()
+
+
+def _takes_over(poll: Poll) -> bool:
+    """Tell whether who claimed a chord had time enough to end it."""
     request = poll.task.request
     now = time.time()
     since = request.kwargs.get(CLAIMED_SINCE)

@@ -249,7 +249,7 @@ class Poll:
         `settlement` is why it ends before all members are ready: those that are missing count as
         lost.
         """
-        if settlement is not None and self._is_over():
+        if settlement is not None and self.is_over():
             logger.warning("Chord %s has ended already; it was polled once more", self.group_id)
             return
         if settlement is not None:
@@ -266,7 +266,7 @@ class Poll:
 
     def give_up(self, exc: BaseException) -> None:
         """Fail a chord that will not be polled again because of `exc`, unless it has ended."""
-        if not self._is_over():
+        if not self.is_over():
             error = ChordError(
                 f"chord_unlock failed and is not retried: {masking.masked(line_of(exc))}"
             )
@@ -277,7 +277,7 @@ class Poll:
     def _ending(self) -> Ending:
         return Ending(self.app, self.group_id, self.body, self.policy)
 
-    def _is_over(self) -> bool:
+    def is_over(self) -> bool:
         """Tell whether the body has a result."""
         ids = task_ids(waiting_for(self.body))
         return bool(ready_states(self.app.backend, ids))

@@ -61,10 +61,19 @@ class TestChord:
         result = chord([t.echo.s(1)], t.collect.s(record=record.path)).apply_async()
         assert [1] == with_fix.run(result)
 
-        looked = f"Task {UNLOCK}["
-        wait_until(lambda: looked in with_fix.worker.log_text(), what="a look")
-        wait_until(lambda: f"{looked}{poller(result)}] succ" in with_fix.worker.log_text())
+        wait_until(lambda: f"[{poller(result)}] succ" in with_fix.worker.log_text(), what="a look")
         assert 1 == record.count("body")
+
+    @on_memcached
+    def test_whose_header_is_saved_when_it_has_ended_is_left_alone(self, with_fix, record):
+        t = with_fix.tasks
+        result = chord([t.echo.s(1)], t.collect.s(record=record.path)).apply_async()
+        assert [1] == with_fix.run(result)
+        result.parent.save()
+
+        wait_until(lambda: f"[{poller(result)}] succ" in with_fix.worker.log_text(), what="a look")
+        assert 1 == record.count("body")
+        assert result.parent == with_fix.app.GroupResult.restore(result.parent.id)
 
     @on_memcached
     @pytest.mark.cluster(settings={"chord_unlock_first_delay": 600})

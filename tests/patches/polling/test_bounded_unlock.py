@@ -12,7 +12,9 @@ from tests.harness import wait_until
 POLLED = {"chord_ledger": False}
 
 pytestmark = [
-    pytest.mark.parametrize("backend_kind", ["sqlite"]),
+    pytest.mark.parametrize(
+        "backend_kind", ["sqlite", pytest.param("filesystem", marks=pytest.mark.nightly)]
+    ),
     pytest.mark.cluster(settings=POLLED),
 ]
 

@@ -18,6 +18,8 @@ counted = pytest.mark.cluster(settings={"chord_ledger": True})
 
 on_sqlite = pytest.mark.parametrize("backend_kind", ["sqlite"])
 on_sql = pytest.mark.parametrize("backend_kind", ["sqlite", "postgresql", "mysql"])
+#: Polled in a database and elsewhere, and counted by Celery.
+everywhere = pytest.mark.parametrize("backend_kind", ["sqlite", "filesystem", "memcached"])
 
 
 def succeeding(t):
@@ -48,7 +50,7 @@ CANVASES = {
 
 
 def stored(cluster, result):
-    """Return the members of a chord that have a result in the database."""
+    """Return the members of a chord that have a stored result."""
     ids = [member.id for member in result.parent]
     return [id_ for id_ in ids if id_ in read_results(cluster.app.backend, ids)]
 
@@ -64,7 +66,7 @@ def test_chord_waits_for_ever(without_fix):
 
 
 class TestChord:
-    @on_sqlite
+    @everywhere
     @pytest.mark.parametrize("canvas", CANVASES)
     def test_gets_what_the_member_gave(self, with_fix, canvas):
         assert CANVASES[canvas] == with_fix.run(tolerant(canvas(with_fix.tasks)))
@@ -99,7 +101,7 @@ class TestChord:
     def test_value_can_be_waited_for(self, with_fix):
         assert [1, 2] == succeeding(with_fix.tasks).apply_async().get(timeout=20)
 
-    @on_sql
+    @everywhere
     @pytest.mark.parametrize("canvas", [succeeding, failing])
     def test_has_its_results_forgotten(self, with_fix, canvas):
         result = tolerant(canvas(with_fix.tasks)).apply_async()

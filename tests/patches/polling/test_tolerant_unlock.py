@@ -23,7 +23,7 @@ def canvas(t, record):
     return chord([t.echo.s(1), t.fail.s(), ends_in_group], t.collect.s(record=record.path))
 
 
-@pytest.mark.parametrize("backend_kind", ["sqlite"])
+@pytest.mark.parametrize("backend_kind", ["sqlite", "filesystem"])
 def test_one_failed_member_keeps_the_body_from_running(without_fix, record):
     outcome = without_fix.outcome(canvas(without_fix.tasks, record))
 
@@ -31,7 +31,7 @@ def test_one_failed_member_keeps_the_body_from_running(without_fix, record):
     assert 0 == record.count("body")
 
 
-@pytest.mark.parametrize("backend_kind", ["sqlite", "postgresql", "mysql"])
+@pytest.mark.parametrize("backend_kind", ["sqlite", "filesystem", "postgresql", "mysql"])
 def test_failed_member_becomes_a_result(with_fix, record):
     assert EXPECTED == with_fix.run(canvas(with_fix.tasks, record))
     assert 1 == record.count("body")
