@@ -13,7 +13,14 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 #: The patches that replace a function of Celery's rather than add to it.
-REPLACING = ("counted_parts", "tolerant_parts", "chord_failures")
+REPLACING = (
+    "counted_parts",
+    "tolerant_parts",
+    "chord_failures",
+    "incremented_parts",
+    "counter_safety_net",
+    "ignored_results",
+)
 
 #: How the names of tests begin that look inside of such a function.
 LOOK_INSIDE = (
@@ -23,6 +30,14 @@ LOOK_INSIDE = (
     "t.unit.backends.test_redis.test_RedisBackend_chords_simple::test_on_chord_part_return",
     "t.unit.backends.test_redis.test_RedisBackend_chords_complex::test_on_chord_part_return",
     "t.unit.backends.test_base.test_BaseBackend_dict::test_chord_error_from_stack_fails_the_chain",
+    "t.unit.backends.test_base.test_KeyValueStoreBackend::test_chord_part_return",
+    "t.unit.backends.test_base.test_KeyValueStoreBackend::test_on_chord_part_return",
+    "t.unit.backends.test_cache.test_CacheBackend::test_apply_chord",
+    "t.unit.backends.test_cache.test_CacheBackend::test_chord_uses_chord_expires",
+    "t.unit.backends.test_cache.test_CacheBackend::test_on_chord_part_return",
+    "t.unit.backends.test_cache.test_pymemcache_integration::test_chord_with_pymemcache_signatures",
+    "t.unit.backends.test_dynamodb.test_DynamoDBBackend::test_apply_chord",
+    "t.unit.backends.test_gcs.test_GCSBackend::test_on_chord_part_return",
 )
 
 XPASSED = "passed though expected to fail"

@@ -177,7 +177,7 @@ class Poll:
             [result_from_tuple(result, app=self.app) for result in self.result],
             app=self.app,
         )
-        with suppress(TypeError, ValueError, IndexError):
+        with suppress(TypeError, ValueError, LookupError):
             header.known = min(int(self.progress[2]), len(header.ids))
         return header
 
@@ -286,7 +286,7 @@ class Poll:
         try:
             count, since = self.progress[:2]
             return int(count), min(float(since), now)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, LookupError):
             return self.header.seen_count, now  # the first poll, or not our message
 
 

@@ -42,11 +42,12 @@ def short_polling(app: Celery, task: Any) -> str | None:
         One line, or None where that lasts, or where this backend is not polled.
     """
     bound, source = _bound_of_polls(app, task)
-    if bound is None or not backends.capabilities_of(app).polls:
+    is_polled = backends.capabilities_of(app).polls or _has_counter_net(app)
+    if bound is None or not is_polled:
         return None
-    has_ledger = is_counted(app)
-    looked_at, look = ("looked at", "look") if has_ledger else ("polled", "poll")
-    seconds = safety_net.first_delay(app, None) if has_ledger else 0.0
+    has_net = _has_safety_net(app)
+    looked_at, look = ("looked at", "look") if has_net else ("polled", "poll")
+    seconds = safety_net.first_delay(app, None) if has_net else 0.0
     for retries in range(bound):
         if seconds >= SHORT_POLLING:
             break
@@ -92,7 +93,7 @@ def annotations_of(app: Celery) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _delay_before(app: Celery, task: Any, retries: int) -> float:
-    if is_counted(app) and app.conf.get("chord_unlock_retry_delay") is None:
+    if _has_safety_net(app) and app.conf.get("chord_unlock_retry_delay") is None:
         return safety_net.next_delay(app, retries)
     if polls_are_ours(app):
         return delay_before(app, task, retries)
@@ -102,7 +103,17 @@ def _delay_before(app: Celery, task: Any, retries: int) -> float:
 def polls_are_ours(app: Celery) -> bool:
     """Tell whether our settings say when the polling of a chord ends."""
     is_bounded = registry["bounded_unlock"].is_active(app)
-    return is_counted(app) or (is_bounded and backends.capabilities_of(app).polls)
+    return _has_safety_net(app) or (is_bounded and backends.capabilities_of(app).polls)
+
+
+def _has_safety_net(app: Celery) -> bool:
+    """Tell whether `celery.chord_unlock` looks late and slowly: chords are counted."""
+    return is_counted(app) or _has_counter_net(app)
+
+
+def _has_counter_net(app: Celery) -> bool:
+    has_counter = backends.capabilities_of(app).increments
+    return has_counter and registry["counter_safety_net"].is_active(app)
 
 
 def _lost_how(app: Celery) -> str:

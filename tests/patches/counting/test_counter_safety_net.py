@@ -34,6 +34,7 @@ class TestChord:
     def test_with_a_lost_member_is_settled(self, with_fix):
         assert ["int", "str"] == with_fix.run(with_lost_member(with_fix, tolerant))
 
+    @pytest.mark.nightly
     @on_memcached
     def test_that_is_strict_fails_and_names_it(self, with_fix):
         outcome = with_fix.outcome(with_lost_member(with_fix, strict))
@@ -55,6 +56,7 @@ class TestChord:
         wait_until(with_fix.is_idle, what="idle worker")
         assert 1 == record.count("body")
 
+    @pytest.mark.nightly
     @on_memcached
     def test_that_has_ended_is_left_alone(self, with_fix, record):
         t = with_fix.tasks
@@ -105,6 +107,7 @@ def poller(result):
     return unlock_id(result.parent.id)
 
 
+@pytest.mark.nightly
 @on_memcached
 def test_worker_without_the_patches_runs_no_body_twice(clusters, backend_kind, record):
     cluster = clusters(backend_kind, patched=False)

@@ -19,7 +19,10 @@ counted = pytest.mark.cluster(settings={"chord_ledger": True})
 on_sqlite = pytest.mark.parametrize("backend_kind", ["sqlite"])
 on_sql = pytest.mark.parametrize("backend_kind", ["sqlite", "postgresql", "mysql"])
 #: Polled in a database and elsewhere, and counted by Celery.
-everywhere = pytest.mark.parametrize("backend_kind", ["sqlite", "filesystem", "memcached"])
+everywhere = pytest.mark.parametrize(
+    "backend_kind",
+    ["sqlite", pytest.param("filesystem", marks=pytest.mark.nightly), "memcached"],
+)
 
 
 def succeeding(t):

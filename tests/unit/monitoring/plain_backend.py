@@ -1,4 +1,4 @@
-"""A result backend that chordguard does not support; Celery polls its chords."""
+"""A result backend of somebody else; Celery polls its chords."""
 
 from __future__ import annotations
 

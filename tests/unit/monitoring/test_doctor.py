@@ -447,7 +447,10 @@ def test_app_with_every_fix_on_is_fine(sqlite):
 @before_5_7
 @pytest.mark.parametrize(
     ("backend", "settings"),
-    [("sqlite", {**POLLED, "chord_fix_tolerant_unlock": False}), (PLAIN, {})],
+    [
+        ("sqlite", {**POLLED, "chord_fix_tolerant_unlock": False}),
+        (PLAIN, {"chord_fix_tolerant_unlock": False}),
+    ],
 )
 def test_short_join(sqlite, backend, settings):
     app = make_app(sqlite if backend == "sqlite" else backend, **settings)
@@ -468,11 +471,7 @@ def test_short_join(sqlite, backend, settings):
         (REDIS, {"chord_fix_tolerant_parts": False, "chord_ledger": False}),
         ("cache+memory://", {}),
         ("rpc://", {}),
-        pytest.param(
-            PLAIN,
-            {},
-            marks=pytest.mark.skipif(celery_version() < celery_5_7, reason="the defect is there"),
-        ),
+        (PLAIN, {}),
     ],
 )
 def test_short_join_that_fails_nothing(sqlite, backend, settings):
@@ -500,9 +499,18 @@ def test_bound_on_polls_of_celery_alone_is_a_defect_where_the_chord_stays_pendin
     assert stays_pending == ("stays PENDING for ever" in finding.danger)
 
 
-@pytest.mark.parametrize(("backend", "is_polled"), [(PLAIN, True), ("cache+memory://", False)])
-def test_bound_on_polls_concerns_polled_backends(backend, is_polled):
-    app = make_app(backend, task_annotations={UNLOCK: {"max_retries": 3}})
+@pytest.mark.parametrize(
+    ("backend", "bound", "is_polled"),
+    [
+        (PLAIN, 3, True),
+        # Its safety net looks late.
+        ("cache+memory://", 3, False),
+        ("cache+memory://", 0, True),
+        ("rpc://", 0, False),
+    ],
+)
+def test_bound_on_polls_concerns_polled_backends(backend, bound, is_polled):
+    app = make_app(backend, task_annotations={UNLOCK: {"max_retries": bound}})
 
     assert is_polled == any("max_retries" in subject for subject in subjects(app))
 
@@ -517,12 +525,14 @@ def closed_by(app: Celery) -> set[str]:
 
 def test_only_defects_of_the_backend_are_listed(sqlite):
     on_redis, on_sqlite = closed_by(make_app()), closed_by(make_app(sqlite))
-    elsewhere = closed_by(make_app(PLAIN))
+    polled, counting = closed_by(make_app(PLAIN)), closed_by(make_app("cache+memory://"))
 
     assert {"tolerant_parts", "counted_parts"} <= on_redis - on_sqlite
     assert {"tolerant_unlock", "counted_chords", "bounded_unlock"} <= on_sqlite - on_redis
-    assert {"header_order", "chord_failures"} <= elsewhere <= on_redis & on_sqlite
-    assert not elsewhere & {"tolerated_parents", "ignored_members", "unregistered_members"}
+    on_all = on_redis & on_sqlite & polled & counting
+    assert {"header_order", "chord_failures", "tolerated_parents", "ignored_members"} <= on_all
+    assert {"tolerant_unlock", "bounded_unlock"} <= polled & on_sqlite - counting
+    assert {"incremented_parts", "counter_safety_net"} <= counting - polled
 
 
 def test_defect_of_one_database_is_listed_for_that_one(sqlite):

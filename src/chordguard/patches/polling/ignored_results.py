@@ -47,8 +47,7 @@ _PART = {"request": 0, "state": 1, "result": 2}
 def on_chord_part_return(
     wrapped: Any, backend: Any, args: Any, kwargs: Any, *, request: Any, state: Any, result: Any
 ) -> Any:
-    can = backends.capabilities(backend)
-    if request.chord and request.id and (can.polls or can.increments):
+    if _is_member(request) and _reads_results(backend):
         is_ignored = counting.is_ignored(backend.app, request)
         is_missing = is_ignored or state in states.PROPAGATE_STATES
         if is_missing and not _is_kept(backend, request, is_ignored):
@@ -66,6 +65,16 @@ def unlock_chord(wrapped: Any, task: Any, args: Any, kwargs: Any) -> Any:
     ended = wrapped(*args, **{**kwargs, "GroupResult": poll.group_result})
     _forget(poll)
     return ended
+
+
+def _is_member(request: Any) -> bool:
+    return request is not None and bool(request.chord and request.group and request.id)
+
+
+def _reads_results(backend: Any) -> bool:
+    """Tell whether a chord is ended there with what its members have stored."""
+    can = backends.capabilities(backend)
+    return can.polls or can.increments
 
 
 def _is_kept(backend: Any, request: Any, is_ignored: bool) -> bool:
