@@ -19,7 +19,7 @@ from .engine.wrapping import activate, deactivate, wrap_tasks
 from .errors import UntestedCeleryWarning
 from .lifecycle import starting
 from .patches import outcomes, registry
-from .upstream import backends, hooks, sessions
+from .upstream import hooks, sessions
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -39,12 +39,16 @@ class Report:
     Attributes:
         celery: The installed Celery's version.
         outcomes: A line for each patch, in the order in which they are put on.
-        notes: What else the reader has to know, such as a backend that is not supported.
+        notes: What else the reader has to know, such as a function of Celery that is replaced.
+        chords: What holds for chords on the app's result backend: whether a ledger counts them,
+            or Celery, whether they are polled or refused; what to do for more. Empty for an app
+            that is not configured yet.
     """
 
     celery: str
     outcomes: tuple[Outcome, ...]
     notes: tuple[str, ...] = ()
+    chords: str = ""
 
     def __iter__(self) -> Iterator[Outcome]:
         return iter(self.outcomes)
@@ -58,6 +62,7 @@ class Report:
     def __str__(self) -> str:
         lines = [f"chordguard on Celery {self.celery}"]
         lines += [f"  {outcome}" for outcome in self.outcomes]
+        lines += [f"  {self.chords}"] if self.chords else []
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
@@ -89,7 +94,7 @@ def install_patches(app: Celery) -> Report:
         else:
             _check_before_finalize(app)
             app.on_after_finalize.connect(_when_finalized, weak=False)
-        worker_ready.connect(_warn_of_short_polling, weak=False)
+        worker_ready.connect(_tell_of_chords, weak=False)
         # By name: only a worker imports it.
         app.steps["worker"].add(_WATCHDOG)
     return patch_report(app)
@@ -118,12 +123,14 @@ def patch_report(app: Celery) -> Report:
     import celery
 
     app = _real_app(app)
-    notes = []
+    from .monitoring.standing import standing
+
+    notes: list[str] = []
+    chords = ""
     if is_patched(app) and app.configured:
-        unsupported = backends.why_unsupported(app)
-        notes += [unsupported] if unsupported else []
         notes += map(str, hooks.found(app))
-    return Report(celery.__version__, tuple(outcomes(app)), tuple(notes))
+        chords = standing(app)
+    return Report(celery.__version__, tuple(outcomes(app)), tuple(notes), chords)
 
 
 def _wrappings() -> tuple[Wrapping, ...]:
@@ -175,11 +182,14 @@ def _when_finalized(sender: Celery, **_: Any) -> None:
         wrap_tasks(sender, _wrappings())
 
 
-def _warn_of_short_polling(sender: Any = None, **_: Any) -> None:
-    """Say in the log of a worker when its chords are not looked at for long."""
+def _tell_of_chords(sender: Any = None, **_: Any) -> None:
+    """Say in the log of a worker what holds for its chords, and if they are polled too briefly."""
     from .monitoring.polls import short_polling
+    from .monitoring.standing import standing
 
     app: Any = getattr(sender, "app", None)
+    if is_patched(app):
+        logger.info("%s", standing(app))
     task = app._tasks.get("celery.chord_unlock") if is_patched(app) else None
     warning = short_polling(app, task) if task is not None else None
     if warning:

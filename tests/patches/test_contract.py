@@ -372,11 +372,22 @@ class TestInstalling:
         assert __file__ == caught[0].filename
         assert str(report).startswith("chordguard on Celery 5.99.0")
 
-    def test_backend_that_is_not_supported_is_named(self):
-        app = Celery("contract", broker="memory://", backend="cache+memory://")
+    @pytest.mark.parametrize(
+        ("backend", "expected"),
+        [
+            ("redis://nowhere", "chords are counted in the ledger"),
+            ("cache+memory://", "CacheBackend are counted by Celery alone, without a ledger"),
+            ("file:///nowhere", "FilesystemBackend are polled by celery.chord_unlock, without a"),
+            ("rpc://", "Celery refuses chords on the result backend celery.backends.rpc."),
+            (None, "the app has no result backend: Celery refuses chords; set chord_ledger_url"),
+            ("nonsense://", "the result backend cannot be loaded"),
+        ],
+    )
+    def test_what_holds_for_chords_is_said(self, backend, expected):
+        app = Celery("contract", broker="memory://", backend=backend, set_as_current=False)
         app.finalize()
         try:
-            assert "CacheBackend is not supported" in str(install_patches(app))
+            assert expected in str(install_patches(app))
         finally:
             uninstall_patches(app)
 

@@ -20,6 +20,8 @@ from .versions import Version, lies_in
 __all__ = (
     "ACTIVE",
     "BY_NAME",
+    "COUNTING",
+    "POLLED",
     "REDIS",
     "SQL",
     "Defect",
@@ -38,6 +40,9 @@ Wrapper = Callable[..., Any]
 #: The result backends that a fix is for, as the README's table names them. What concerns one SQL
 #: database alone names that as SQLAlchemy does: ``"sqlite"``.
 REDIS, SQL = "Redis", "SQL"
+#: Others by the way in which Celery ends chords there: `celery.chord_unlock` polls them, or the
+#: counter of a key-value store counts their members.
+POLLED, COUNTING = "polled", "counting"
 
 _BACKENDS_OF_DRIVER: Mapping[str | None, tuple[str, ...]] = {
     "redis": (REDIS,),
@@ -200,8 +205,8 @@ class Patch(Wrapping):
             after it with which they do not; None: with all.
         is_opt_in: Whether it acts only where its switch is set to True, since Celery documents
             what it changes.
-        backends: The result backends that it is for; empty: all of them, also those that
-            chordguard does not support. By default that of its driver.
+        backends: The result backends that it is for; empty: all of them. By default that of its
+            driver.
         needs_ledger: Whether it acts only on a chord that is in the ledger.
     """
 

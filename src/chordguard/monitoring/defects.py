@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from .. import settings
+from ..engine.patch import REDIS
 from ..engine.report import Outcome
 from ..patches import outcomes, registry
 from ..upstream import backends
@@ -26,7 +27,7 @@ def defects(app: Celery) -> list[str]:
     The ids are those of the README's table of patches. What the result backend of `app` does not
     have is left out, and what Celery documents: a patch that is off unless it is asked for.
     """
-    names, lines = backends.names_of(backend_of(app)), []
+    names, lines = backends.names_of(app), []
     for outcome in outcomes(app):
         patch = registry[outcome.patch]
         if patch.is_opt_in and not patch.is_switched_on(app):
@@ -40,10 +41,10 @@ def defects(app: Celery) -> list[str]:
 def is_open(app: Celery, defect: str) -> bool:
     """Tell whether the installed Celery has a defect that no patch closes for `app`.
 
-    Of a result backend that is not supported, it is not known which defects it has: there all are
-    open that no patch closes on every backend.
+    Of a result backend that has no name for us, it is not known which defects it has: there all
+    are open that no patch closes on every backend.
     """
-    names = backends.names_of(backend_of(app))
+    names = backends.names_of(app)
     concerned = {
         patch.name
         for patch in registry.values()
@@ -74,20 +75,19 @@ def is_counted(app: Celery) -> bool:
 
     The server is not asked: on SQL the tables for it may be missing.
     """
-    backend = backend_of(app)
-    if not (backends.is_supported(backend) and settings.get(app, "chord_ledger")):
+    if not (settings.get(app, "chord_ledger") and backends.capabilities_of(app).keeps_ledger):
         return False
-    if backends.is_redis(backend):
+    names = backends.names_of(app)
+    if REDIS in names:
         return registry["counted_parts"].is_active(app)
     from ..ledger.tables import DIALECTS
 
-    is_known = not backends.names_of(backend).isdisjoint(DIALECTS)
-    return is_known and registry["counted_chords"].is_active(app)
+    return not names.isdisjoint(DIALECTS) and registry["counted_chords"].is_active(app)
 
 
 def backend_of(app: Celery) -> Any:
     """Return the result backend of `app`; None where it cannot be loaded."""
     try:
         return app.backend
-    except Exception:  # noqa: BLE001 - why_unsupported tells it
+    except Exception:  # noqa: BLE001 - `why_unloadable` tells it
         return None

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from .. import settings
-from ..engine.patch import is_patched
+from ..engine.patch import REDIS, is_patched
 from ..engine.versions import TESTED_VERSIONS, celery_5_7, celery_version
 from ..errors import SettingError
 from ..ledger.access import bounded_backend, ledger_of_kind
@@ -19,6 +19,7 @@ from ..upstream.apps import finalize
 from ..upstream.hooks import UNLOCK
 from .defects import backend_of, is_counted, is_open
 from .polls import annotations_of, polls_are_ours, short_polling, stays_pending
+from .standing import lacking
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -117,7 +118,7 @@ def ask_backend(app: Celery, seconds: float = ASKED_SECONDS) -> list[Finding]:
     Raises:
         CannotTell: The result backend cannot be read.
     """
-    if backends.why_unsupported(app) or not settings.get(app, "chord_ledger"):
+    if not (backends.capabilities_of(app).keeps_ledger and settings.get(app, "chord_ledger")):
         return []
     with bounded_backend(app, seconds) as backend:
         ledger = ledger_of_kind(backend)
@@ -244,7 +245,7 @@ def _useless_annotations(app: Celery) -> Iterator[Finding]:
         for key in attributes
         if key.startswith("retry_backoff") or key == "retry_jitter"
     )
-    if useless and backends.is_polled(backend_of(app)):
+    if useless and backends.capabilities_of(app).polls:
         yield Finding(
             f"task_annotations of {UNLOCK}",
             f"{_some(useless)} has no effect on polls",
@@ -273,8 +274,8 @@ def _short_lived_keys(app: Celery) -> Iterator[Finding]:
 def _short_lived_results(app: Celery) -> Iterator[Finding]:
     """Yield what expires before a chord ends, where the chord is made of stored results."""
     expires = _in_seconds(app.conf.get("result_expires"))
-    backend = backend_of(app)
-    if not expires or backends.is_redis(backend) or not backends.takes_chords(backend):
+    can = backends.capabilities_of(app)
+    if not expires or REDIS in backends.names_of(app) or not can.takes_chords:
         return
     timeout = _in_seconds(app.conf.get("chord_timeout")) if is_patched(app) else None
     if timeout and timeout > expires:
@@ -305,7 +306,7 @@ def _chord_keys_expire(app: Celery, expires: float) -> float:
 
 
 def _ignored_results(app: Celery) -> Iterator[Finding]:
-    if not backends.is_database(backend_of(app)):
+    if not backends.capabilities_of(app).polls:
         return
     danger = "as a member of a header it stores nothing, and the chord is polled " + (
         "until chord_timeout" if polls_are_ours(app) else "for ever"
@@ -315,7 +316,7 @@ def _ignored_results(app: Celery) -> Iterator[Finding]:
         fix = registry["ignored_results"]
         remedy += f", or have it kept for its chord ({fix.setting} = True)"
     if app.conf.task_ignore_result:
-        yield Finding("task_ignore_result", f"True on a SQL backend: {danger}", remedy)
+        yield Finding("task_ignore_result", f"True: {danger}", remedy)
         return
     names = sorted(
         name
@@ -323,15 +324,13 @@ def _ignored_results(app: Celery) -> Iterator[Finding]:
         if task.ignore_result and not name.startswith(("celery.", "chordguard."))
     )
     if names:
-        yield Finding("ignore_result", f"set on {_some(names)}, on a SQL backend: {danger}", remedy)
+        yield Finding("ignore_result", f"set on {_some(names)}: {danger}", remedy)
 
 
-def _unusable_backend(app: Celery) -> Iterator[Finding]:
-    reason = backends.why_unsupported(app)
-    if reason:
-        yield Finding(
-            "result_backend", reason, "use Redis (redis://...) or a SQL database (db+...)"
-        )
+def _limited_backend(app: Celery) -> Iterator[Finding]:
+    lacks = lacking(app)
+    if lacks and not backends.capabilities_of(app).keeps_ledger:
+        yield Finding("result_backend", *lacks)
 
 
 def _replaced_hooks(app: Celery) -> Iterator[Finding]:
@@ -363,7 +362,7 @@ def _short_join(app: Celery) -> Iterator[Finding]:
 
 #: What is looked at in the configuration, what weighs most first.
 LOOKS = (
-    Look(_unusable_backend),
+    Look(_limited_backend),
     Look(_replaced_hooks),
     Look(_eager_mode),
     Look(_short_lived_keys, "B8"),

@@ -11,7 +11,7 @@ from ..lifecycle.polling import delay_before
 from ..patches import registry
 from ..upstream import backends
 from ..upstream.hooks import UNLOCK
-from .defects import backend_of, is_counted, is_open
+from .defects import is_counted, is_open
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -42,7 +42,7 @@ def short_polling(app: Celery, task: Any) -> str | None:
         One line, or None where that lasts, or where this backend is not polled.
     """
     bound, source = _bound_of_polls(app, task)
-    if bound is None or not backends.is_polled(backend_of(app)):
+    if bound is None or not backends.capabilities_of(app).polls:
         return None
     has_ledger = is_counted(app)
     looked_at, look = ("looked at", "look") if has_ledger else ("polled", "poll")
@@ -102,7 +102,7 @@ def _delay_before(app: Celery, task: Any, retries: int) -> float:
 def polls_are_ours(app: Celery) -> bool:
     """Tell whether our settings say when the polling of a chord ends."""
     is_bounded = registry["bounded_unlock"].is_active(app)
-    return is_counted(app) or (is_bounded and backends.is_database(backend_of(app)))
+    return is_counted(app) or (is_bounded and backends.capabilities_of(app).polls)
 
 
 def _lost_how(app: Celery) -> str:

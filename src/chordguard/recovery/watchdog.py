@@ -225,7 +225,7 @@ class WatchdogStep(bootsteps.StartStopStep):  # type: ignore[misc]
             is_patched(app)
             and settings.seconds(app, "chord_watchdog_interval")
             and settings.get(app, "chord_ledger")
-            and backends.is_supported(app.backend)
+            and backends.capabilities(app.backend).keeps_ledger
         )
 
     def create(self, worker: Any) -> Watchdog:

@@ -5,13 +5,15 @@ Nothing here imports a driver: a backend object brings its own.
 
 from __future__ import annotations
 
+import inspect
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from celery.app.backends import by_url
 
 from .. import masking
-from ..engine.patch import REDIS, SQL
+from ..engine.patch import COUNTING, POLLED, REDIS, SQL
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -19,19 +21,19 @@ if TYPE_CHECKING:
 __all__ = (
     "DATABASE_BACKEND",
     "REDIS_BACKEND",
+    "Capabilities",
     "address",
+    "capabilities",
+    "capabilities_of",
     "class_and_url",
     "class_of",
     "decodes_as_celery",
     "errors",
     "is_database",
-    "is_polled",
     "is_redis",
-    "is_supported",
-    "is_supported_class",
     "names_of",
     "takes_chords",
-    "why_unsupported",
+    "why_unloadable",
 )
 
 REDIS_BACKEND = ("celery.backends.redis", "RedisBackend")
@@ -48,9 +50,58 @@ def is_database(backend: Any) -> bool:
     return isinstance(backend, class_of(*DATABASE_BACKEND))
 
 
-def is_supported(backend: Any) -> bool:
-    """Tell whether `backend` is one whose chords are looked after."""
-    return is_redis(backend) or is_database(backend)
+@dataclass(frozen=True)
+class Capabilities:
+    """What can be done with chords on a kind of result backend.
+
+    Attributes:
+        counts: Celery counts the parts of a chord there, in whichever way: with Redis' own
+            commands, with a counter of a key-value store, or as a backend of others does.
+        increments: That is `BaseKeyValueStoreBackend`'s counter, `incr` (memcached, DynamoDB), or
+            a copy of it (Google Cloud Storage).
+        polls: Celery counts nothing, `celery.chord_unlock` polls the results of the members.
+        keeps_ledger: Its own store can keep a ledger.
+    """
+
+    counts: bool = False
+    increments: bool = False
+    polls: bool = False
+    keeps_ledger: bool = False
+
+    @property
+    def takes_chords(self) -> bool:
+        """Whether Celery starts a chord there: RPC and no backend at all refuse them."""
+        return self.counts or self.polls
+
+
+def capabilities(backend: Any) -> Capabilities:
+    """Return what a backend, or a class of them, is capable of; of None: nothing.
+
+    The class is looked at alone: some backends connect when they are made.
+    """
+    from celery.backends.base import Backend
+
+    kind = backend if isinstance(backend, type) else type(backend)
+    if not issubclass(kind, Backend) or not _is_stock(kind, "ensure_chords_allowed"):
+        return Capabilities()
+    increments = bool(getattr(kind, "implements_incr", False))
+    counts = increments or not _is_stock(kind, "apply_chord")
+    keeps_ledger = any(_is_made_from(kind, path) for path in (REDIS_BACKEND, DATABASE_BACKEND))
+    return Capabilities(counts, increments, polls=not counts, keeps_ledger=keeps_ledger)
+
+
+def capabilities_of(app: Celery) -> Capabilities:
+    """Return what the result backend of `app` is capable of; it is not made for that."""
+    try:
+        kind, _ = class_and_url(app)
+    except Exception:  # noqa: BLE001 - `why_unloadable` tells it
+        return Capabilities()
+    return capabilities(kind)
+
+
+def takes_chords(backend: Any) -> bool:
+    """Tell whether chords run on `backend`."""
+    return capabilities(backend).takes_chords
 
 
 def class_and_url(app: Celery) -> tuple[Any, Any]:
@@ -62,65 +113,53 @@ def class_and_url(app: Celery) -> tuple[Any, Any]:
     return found
 
 
-def is_supported_class(kind: type) -> bool:
-    """Tell whether the backends of a class are supported; see `is_supported`."""
-    return any(issubclass(kind, class_of(*path)) for path in (REDIS_BACKEND, DATABASE_BACKEND))
-
-
-def takes_chords(backend: Any) -> bool:
-    """Tell whether Celery starts a chord on `backend`: RPC and no backend at all refuse them."""
-    return _is_stock(backend, "ensure_chords_allowed")
-
-
-def is_polled(backend: Any) -> bool:
-    """Tell whether Celery ends the chords of `backend` by `celery.chord_unlock`."""
-    # Others have a way of their own to start a chord, such as a counter.
-    return is_database(backend) or (takes_chords(backend) and _is_stock(backend, "apply_chord"))
-
-
 def decodes_as_celery(backend: Any) -> bool:
     """Tell whether `backend` decodes what it stored as Celery's own do."""
-    return _is_stock(backend, "decode")
+    return _is_stock(type(backend), "decode")
 
 
-def _is_stock(backend: Any, method: str) -> bool:
+def _is_made_from(kind: type, path: tuple[str, str]) -> bool:
+    return issubclass(kind, class_of(*path))
+
+
+def _is_stock(kind: type, method: str) -> bool:
+    """Tell whether a class of backends has a method of Celery's base class, wrapped or not."""
     from celery.backends.base import Backend
 
-    own = getattr(getattr(backend, method, None), "__func__", None)
-    return own is not None and own is getattr(Backend, method)
+    found = (inspect.unwrap(getattr(owner, method)) for owner in (kind, Backend))
+    return next(found) is next(found)
 
 
-def names_of(backend: Any) -> frozenset[str]:
-    """Return what fixes and their defects call `backend`; nothing for one that is not supported."""
-    if is_redis(backend):
-        return frozenset({REDIS})
-    if is_database(backend):
-        # Without SQLAlchemy there is no such backend.
-        from sqlalchemy.engine import make_url
+def names_of(app: Celery) -> frozenset[str]:
+    """Return what fixes and their defects call the result backend of `app`.
 
-        return frozenset({SQL, make_url(backend.url).get_backend_name()})
-    return frozenset()
-
-
-def why_unsupported(app: Celery) -> str | None:
-    """Return why chords of `app` stay as they are, or None where its backend is supported.
-
-    It looks at the backend's class: from Celery 5.6 on one of a database connects when it is made.
+    Nothing for one without chords, or one that cannot be loaded. It is not made for that.
     """
     try:
-        kind, _ = class_and_url(app)
+        kind, url = class_and_url(app)
+        if _is_made_from(kind, REDIS_BACKEND):
+            return frozenset({REDIS})
+        if _is_made_from(kind, DATABASE_BACKEND):
+            # Without SQLAlchemy there is no such backend.
+            from sqlalchemy.engine import make_url
+
+            dialect = make_url(url or app.conf.database_url).get_backend_name()
+            return frozenset({SQL, dialect})
+    except Exception:  # noqa: BLE001 - `why_unloadable` tells it
+        return frozenset()
+    can = capabilities(kind)
+    names = {POLLED: can.polls, COUNTING: can.increments}
+    return frozenset(name for name, is_it in names.items() if is_it)
+
+
+def why_unloadable(app: Celery) -> str | None:
+    """Return why the result backend of `app` cannot be loaded; None where it can be."""
+    try:
+        class_and_url(app)
     except Exception as exc:  # noqa: BLE001 - whatever a driver raises
         why = masking.why_unparsable(exc, "result_backend") or masking.masked(str(exc))
         return f"the result backend cannot be loaded: {why}"
-    if is_supported_class(kind):
-        return None
-    if kind.__name__ == "DisabledBackend":
-        return "the app has no result backend: Celery cannot run chords without one"
-    return (
-        f"the result backend {kind.__module__}.{kind.__name__} is not supported: failed "
-        "members are not tolerated there and polls are not bounded; expected redis://, "
-        "sentinel:// or db+..., with Celery's own backends"
-    )
+    return None
 
 
 def errors(backend: Any) -> tuple[type[Exception], ...]:

@@ -69,9 +69,9 @@ def found(app: Celery) -> list[Hook]:
     """
     try:
         kind, _ = backends.class_and_url(app)
-    except Exception:  # noqa: BLE001 - `backends.why_unsupported` tells it
+    except Exception:  # noqa: BLE001 - `backends.why_unloadable` tells it
         return []
-    return list(_found(app, kind)) if backends.is_supported_class(kind) else []
+    return list(_found(app, kind)) if backends.capabilities(kind).takes_chords else []
 
 
 def _found(app: Celery, kind: Any) -> Iterator[Hook]:

@@ -30,7 +30,7 @@ patch = Patch(
 
 @patch.wraps("celery.backends.base", "Backend._call_task_errbacks", takes={"request": 0})
 def call_task_errbacks(wrapped: Any, backend: Any, args: Any, kwargs: Any, *, request: Any) -> Any:
-    left = left_to_chord(request) if backends.is_supported(backend) else []
+    left = left_to_chord(request) if backends.capabilities(backend).keeps_ledger else []
     if not left:
         return wrapped(*args, **kwargs)
     errbacks = request.errbacks

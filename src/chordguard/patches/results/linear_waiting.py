@@ -25,7 +25,7 @@ patch = Patch(
 @patch.wraps("celery.result", "AsyncResult.wait", app_of=app_of_waiting)
 def get(wrapped: Any, result: Any, args: Any, kwargs: Any) -> Any:
     parents = list(result._parents())
-    if not parents or not backends.is_supported(result.backend):
+    if not parents or not backends.capabilities(result.backend).keeps_ledger:
         return wrapped(*args, **kwargs)
     watch = ParentsWatch(result, parents)
     # `get` asks for the parents on every interval; while it runs it finds the watch alone.

@@ -40,7 +40,7 @@ def _has_failed(result: Any) -> bool:
     """Tell whether the error is the one that was stored, not one of waiting."""
     cache = result._cache
     is_failed = cache is not None and cache["status"] in states.PROPAGATE_STATES
-    return is_failed and backends.is_supported(result.backend)
+    return is_failed and backends.capabilities(result.backend).keeps_ledger
 
 
 def _follows_parents(

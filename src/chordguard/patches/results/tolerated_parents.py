@@ -47,7 +47,7 @@ def run(wrapped: Any, chord: Any, args: Any, kwargs: Any, *, body: Any) -> Any:
 @patch.wraps("celery.result", "AsyncResult._parents")
 def parents(wrapped: Any, result: Any, args: Any, kwargs: Any) -> Any:
     nodes = wrapped(*args, **kwargs)
-    if not backends.is_supported(result.backend):
+    if not backends.capabilities(result.backend).keeps_ledger:
         return nodes
     return [node for node in nodes if not _is_tolerated(node, result.app)]
 

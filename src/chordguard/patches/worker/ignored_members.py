@@ -86,7 +86,7 @@ def _end(task: Any, request: Any, exc: Any, is_copy: bool = False) -> None:
     if request.is_eager or getattr(request, _RUNS_AGAIN, False):
         return
     backend = task.backend
-    if not backends.is_supported(backend) or not is_awaited(request):
+    if not backends.capabilities(backend).keeps_ledger or not is_awaited(request):
         return
     stored = read_results(backend, [request.id]).get(request.id)
     state, result = states.FAILURE, exc

@@ -55,7 +55,7 @@ def _count(consumer: Any, message: Any, exc: Exception) -> None:
     """Count the task of the message as failed, if a chord waits for it."""
     try:
         backend = consumer.app.backend
-        if backends.is_supported(backend):
+        if backends.capabilities(backend).keeps_ledger:
             _fail(backend, message, exc)
     except Exception:
         # The consumer lives on; the chord is settled after chord_timeout.

@@ -32,7 +32,7 @@ patch = Patch(
 def on_unknown_task(wrapped: Any, consumer: Any, args: Any, kwargs: Any, *, message: Any) -> Any:
     handled = wrapped(*args, **kwargs)
     backend = consumer.app.backend
-    if not backends.is_supported(backend):
+    if not backends.capabilities(backend).keeps_ledger:
         return handled
     try:
         request = request_of(message) or member_of(backend, message)
