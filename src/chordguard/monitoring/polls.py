@@ -9,7 +9,7 @@ from .. import settings
 from ..lifecycle import safety_net
 from ..lifecycle.polling import delay_before
 from ..patches import registry
-from ..upstream import backends
+from ..upstream import backends, stores
 from ..upstream.hooks import UNLOCK
 from .defects import is_counted, is_open
 
@@ -42,7 +42,8 @@ def short_polling(app: Celery, task: Any) -> str | None:
         One line, or None where that lasts, or where this backend is not polled.
     """
     bound, source = _bound_of_polls(app, task)
-    if bound is None or not backends.capabilities_of(app).polls:
+    is_polled = backends.capabilities_of(app).polls and not stores.has_store(app)
+    if bound is None or not is_polled:
         return None
     has_ledger = is_counted(app)
     looked_at, look = ("looked at", "look") if has_ledger else ("polled", "poll")

@@ -37,6 +37,7 @@ from .results import (
     header_errbacks,
     linear_waiting,
     member_errors,
+    own_ledger,
     tolerated_parents,
 )
 from .worker import (
@@ -58,10 +59,10 @@ __all__ = ("ORDER", "outcomes", "registry")
 
 #: In the order in which they are put on: a later one lies around an earlier one that wraps
 #: the same function. `counted_chords` answers before `bounded_unlock` decides, and that before
-#: `tolerant_unlock` joins; `ignored_results` forgets what these two have read; `half_sent_chords`
-#: sees what they leave when it fails, and the messages before `bulk_headers` keeps them;
-#: `linear_waiting` watches the parents that `tolerated_parents` leaves and `member_errors` asks
-#: once more.
+#: `tolerant_unlock` joins; `ignored_results` forgets what these two have read; `own_ledger` counts
+#: before any other does; `half_sent_chords` sees what they leave when it fails, and the messages
+#: before `bulk_headers` keeps them; `linear_waiting` watches the parents that `tolerated_parents`
+#: leaves and `member_errors` asks once more.
 ORDER = (
     generator_headers,
     generator_errors,
@@ -96,6 +97,7 @@ ORDER = (
     atomic_results,
     ignored_results,
     counted_chords,
+    own_ledger,
     bulk_headers,
     half_sent_chords,
 )

@@ -22,6 +22,7 @@ __all__ = (
     "forget_results",
     "read_metas",
     "read_results",
+    "ready_results",
     "ready_states",
     "select",
     "stored_result",
@@ -118,10 +119,20 @@ class Results(Mapping[str, StoredResult]):
 def read_results(backend: Any, task_ids: Sequence[str]) -> Results:
     """Return the stored results among `task_ids`, by id, whatever their state.
 
+    None are found where they cannot be read (see `backends.can_be_read`).
+
     One MGET or SELECT for each :data:`CHUNK` ids, retried by the backend's own policy.
     """
+    if not backends.can_be_read(backend):
+        return Results()
     read = _read_from_redis if backends.is_redis(backend) else _read_from_database
     return Results(result for chunk in chunks(task_ids) for result in read(backend, chunk))
+
+
+def ready_results(backend: Any, task_ids: Sequence[str]) -> Results:
+    """Return the stored results among `task_ids` of tasks that are done, as `read_results`."""
+    results = read_results(backend, task_ids)
+    return Results(result for result in results.values() if result.is_ready)
 
 
 def forget_results(backend: Any, task_ids: Sequence[str]) -> None:
@@ -144,7 +155,9 @@ def delete_expired(backend: Any, spared: Any) -> None:
 
 
 def ready_states(backend: Any, task_ids: Sequence[str]) -> dict[str, str]:
-    """Return the states of those of `task_ids` that are ready, by id."""
+    """Return the states of those of `task_ids` that are ready, by id, where they can be read."""
+    if not backends.can_be_read(backend):
+        return {}
     if backends.is_redis(backend):
         return {
             task_id: meta["status"]
