@@ -14,10 +14,11 @@ from typing import Any
 
 import wrapt
 from celery import states
+from kombu.exceptions import EncodeError
 
 from ...engine.patch import Defect, Patch, Wrapper
 from ...engine.versions import Version, celery_5_3, celery_5_5, celery_5_7
-from ...errors import ChordEnded
+from ...errors import OUTSIDE, ChordEnded
 from ...ledger.access import ledger_of, ledger_on, missing_ledger
 from ...ledger.model import ChordUnknown
 from ...ledger.packing import header_of
@@ -179,6 +180,46 @@ def fail_chain(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
     if isinstance(backend, _Unread) or backends.can_be_read(backend):
         return wrapped(*args, **kwargs)
     return type(backend)._fail_chain(_Unread(backend), *args, **kwargs)
+
+
+@patch.wraps("celery.backends.base", "Backend.mark_as_done", takes={"result": 1, "request": 2})
+def mark_as_done(
+    wrapped: Any, backend: Any, args: Any, kwargs: Any, *, result: Any, request: Any
+) -> Any:
+    try:
+        return wrapped(*args, **kwargs)
+    except (EncodeError, *OUTSIDE):
+        raise
+    except Exception:
+        _count_unstored(backend, request, states.SUCCESS, result)
+        raise
+
+
+@patch.wraps("celery.backends.base", "Backend.mark_as_failure", takes={"exc": 1, "request": 3})
+def mark_as_failure(
+    wrapped: Any, backend: Any, args: Any, kwargs: Any, *, exc: Any, request: Any
+) -> Any:
+    try:
+        return wrapped(*args, **kwargs)
+    except (EncodeError, *OUTSIDE):
+        raise
+    except Exception:
+        _count_unstored(backend, request, kwargs.get("state", states.FAILURE), exc)
+        raise
+
+
+def _count_unstored(backend: Any, request: Any, state: str, result: Any) -> None:
+    """Count the part of a member whose result the result backend, which is away, did not take.
+
+    One that was counted before is not counted again: of a member that did well, but whose result
+    is not stored, Celery says next that it has failed.
+    """
+    if not stores.has_store(backend.app) or request is None or not request.chord:
+        return
+    ledger = ledger_of(backend)
+    # What counts it otherwise looks at the stored result.
+    if ledger is not None and ledger.is_own:
+        backend.on_chord_part_return(request, state, result)
 
 
 @wraps("add_to_chord", (BASE, REDIS, DATABASE), chord_id=0, result=1)
