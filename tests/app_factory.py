@@ -65,8 +65,9 @@ def make_app(config: dict[str, Any], patched: bool) -> Celery:
     app.conf.update(config["settings"])
     if "live" in config:
         app.add_defaults(LiveSettings(config["live"]))
-    if app.conf.result_backend.startswith("redis") and VERSION[:2] < (5, 3):
-        app.conf.result_backend = f"tests.old_redis:PrefixedRedisBackend+{app.conf.result_backend}"
+    for name in ("result_backend", "chord_ledger_url"):
+        if str(app.conf.get(name)).startswith("redis") and VERSION[:2] < (5, 3):
+            app.conf[name] = f"tests.old_redis:PrefixedRedisBackend+{app.conf[name]}"
     if app.conf.broker_url.startswith("amqp"):
         name = config["name"]
         app.conf.task_queues = [

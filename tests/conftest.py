@@ -91,11 +91,11 @@ def clusters(
     """Return `harness.Clusters.__call__`, for tests that want to say themselves what they need."""
 
     def get(backend: str = "redis", broker: str = "redis", **options: Any) -> harness.Cluster:
-        require(broker, *({backend} - {*harness.SERVERLESS}))
+        require(*harness.servers_of(backend, broker))
         return clusters_kept(backend, broker, **options)
 
     def alone(backend: str = "redis", broker: str = "redis", **options: Any) -> Any:
-        require(broker, *({backend} - {*harness.SERVERLESS}))
+        require(*harness.servers_of(backend, broker))
         return clusters_kept.alone(backend, broker, **options)
 
     get.alone = alone  # type: ignore[attr-defined]
@@ -196,6 +196,10 @@ FOR_NEWEST = (
 )
 
 
+#: Tests of a ledger of its own that run with the others.
+QUICK_WITH_OWN_LEDGER = "tests/patches/results/test_own_ledger.py"
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say which tests run in one process, one after the other: those that share a worker.
@@ -206,7 +210,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         # To chords it is one more SQL database, and a slow one: the ledger's own tests run on it.
-        if "mysql" in parameters.values() and not item.nodeid.startswith("tests/unit/"):
+        # What has a store of its own is counted there as on that store.
+        is_repeated = {"mysql", *harness.WITH_OWN_LEDGER} & {*map(str, parameters.values())}
+        if is_repeated and not item.nodeid.startswith(("tests/unit/", QUICK_WITH_OWN_LEDGER)):
             item.add_marker(pytest.mark.nightly)
         if item.nodeid.startswith(FOR_NEWEST):
             item.add_marker(pytest.mark.newest)

@@ -40,6 +40,9 @@ STEPS = {
 #: All of it, with the claim that the last part gave.
 END = "chordguard.lifecycle.ending:end"
 
+#: What sends a body, and no chord that fails.
+PUBLISH = "chordguard.lifecycle.ending:_publish"
+
 #: Where a process may die: (step, "before" or "after").
 POINTS = tuple((step, when) for step in STEPS["redis"] for when in ("before", "after"))
 
@@ -74,7 +77,7 @@ def keep_journal(backend: str, path: str) -> None:
             append(path, f"{line_of(args)} {time.time():.3f}")
             return answer
 
-        module, _, function = STEPS[backend][name].partition(":")
+        module, _, function = {**STEPS[backend], "publish": PUBLISH}[name].partition(":")
         importlib.import_module(module)
         wrapt.wrap_function_wrapper(module, function, wrapper)
 

@@ -48,6 +48,15 @@ BACKENDS = ("redis", "sqlite", "postgresql", "mysql")
 WITHOUT_LEDGER = ("memcached", "filesystem", "dynamodb")
 #: Those that need no server.
 SERVERLESS = ("sqlite", "filesystem")
+#: Where results go and, behind the "+", where the ledger has a store of its own. "none" is an app
+#: without a result backend, see `tests.journal`.
+WITH_OWN_LEDGER = (
+    "redis+postgresql",
+    "rpc+postgresql",
+    "rpc+redis",
+    "none+postgresql",
+    "none+redis",
+)
 BROKERS = ("redis", "rabbitmq")
 ROOT = Path(__file__).parent.parent
 
@@ -68,7 +77,7 @@ RESULT_EXPIRES = 600
 #: Clusters kept for the tests that follow.
 CLUSTERS_KEPT = 12
 #: Settings of ours that workers read when they start.
-READ_AT_START = ("chord_watchdog_interval",)
+READ_AT_START = ("chord_watchdog_interval", "chord_ledger_url")
 
 UNLOCK = "celery.chord_unlock"
 
@@ -87,8 +96,19 @@ def wait_until(
     return value
 
 
+def servers_of(backend: str, broker: str) -> list[str]:
+    """Return the servers that a stack needs."""
+    kinds = {broker, *backend.split("+")}
+    if "none" in kinds:
+        kinds.add("redis")
+    return sorted(kinds - {"sqlite", "rpc", "none"})
+
+
 class Stack:
-    """A broker and a result backend for one app: own queues, key prefix, database."""
+    """A broker and a result backend for one app: own queues, key prefix, database.
+
+    `backend` is one of :data:`BACKENDS` or :data:`WITH_OWN_LEDGER`.
+    """
 
     def __init__(self, found: servers.Servers, backend: str, broker: str) -> None:
         self.backend = backend
@@ -96,28 +116,41 @@ class Stack:
         self.name = f"cg-{uuid.uuid4().hex[:12]}"
         self._found = found
         broker_server = found.get(broker)
-        database: Any = found.get(backend) if backend in ("postgresql", "mysql") else None
         self.broker_url = broker_server.url
         self.folder = Path(tempfile.mkdtemp(prefix="chordguard-test-"))
-        if database is not None:
-            self.database_url = database.kind.create_database(database)
-        elif backend == "sqlite":
-            self.database_url = f"sqlite:///{self.folder / 'results.sqlite'}"
-        else:
-            self.database_url = None
+        results, _, ledger = backend.partition("+")
+        self.database_url: Any = self._new_database(results, "results")
+        #: Where the ledger is; None: beside the results.
+        self.ledger_url = self._new_database(ledger, "ledger")
+        if ledger == "redis":
+            self.ledger_url = found.get("redis").url
         if self.database_url:
             create_result_tables(self.database_url)
             self.result_url = f"db+{self.database_url}"
+        elif results == "none":
+            self.result_url = f"tests.journal:JournalBackend+{found.get('redis').url}"
         else:
             self.result_url = self._url_without_database()
 
     def _url_without_database(self) -> str:
-        if self.backend == "filesystem":
-            results = self.folder / "results"
-            results.mkdir()
-            return results.as_uri()
-        url = self._found.get(self.backend).url
-        return f"{url}{self.name}" if self.backend == "dynamodb" else url
+        results = self.backend.partition("+")[0]
+        if results == "rpc":
+            return "rpc://"
+        if results == "filesystem":
+            folder = self.folder / "results"
+            folder.mkdir()
+            return folder.as_uri()
+        url = self._found.get(results).url
+        return f"{url}{self.name}" if results == "dynamodb" else url
+
+    def _new_database(self, kind: str, name: str) -> str | None:
+        if kind == "sqlite":
+            return f"sqlite:///{self.folder / name}.sqlite"
+        if kind not in ("postgresql", "mysql"):
+            return None
+        server: Any = self._found.get(kind)
+        url: str = server.kind.create_database(server)
+        return url
 
     def config(self, settings: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return what `make_app` needs; `settings` are Celery's, stronger than the defaults."""
@@ -135,7 +168,9 @@ class Stack:
             "broker_connection_retry_on_startup": True,
             "worker_send_task_events": False,
         }
-        if self.backend == "redis":
+        if self.ledger_url:
+            defaults["chord_ledger_url"] = self.ledger_url
+        if "redis" in self.backend:
             # The watchdogs of a prefix look after its chords.
             defaults["result_backend_transport_options"] = {"global_keyprefix": f"{self.name}:"}
         if self.broker == "redis":
@@ -149,14 +184,16 @@ class Stack:
 
     def close(self) -> None:
         """Remove the queues, the database and the files."""
-        for url in {self.broker_url, self.result_url}:
-            if url.startswith("redis"):
-                delete_keys(url, f"{self.name}:*")
+        for url in {self.broker_url, self.result_url, self.ledger_url}:
+            if url and "redis:" in url:
+                delete_keys(url[url.index("redis:") :], f"{self.name}:*")
         if self.broker != "redis":
             delete_queues(self.broker_url, self.name)
-        if self.backend in ("postgresql", "mysql"):
-            database: Any = self._found.get(self.backend)
-            database.kind.drop_database(database, self.database_url)
+        kinds = self.backend.split("+")
+        for kind, url in zip(kinds, (self.database_url, self.ledger_url), strict=False):
+            if kind in ("postgresql", "mysql"):
+                database: Any = self._found.get(kind)
+                database.kind.drop_database(database, url)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -19,7 +19,7 @@ from .engine.wrapping import activate, deactivate, wrap_tasks
 from .errors import UntestedCeleryWarning
 from .lifecycle import starting
 from .patches import outcomes, registry
-from .upstream import hooks, sessions
+from .upstream import hooks, sessions, stores
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -85,7 +85,7 @@ def install_patches(app: Celery) -> Report:
     """
     app = _real_app(app)
     if app.configured or app.finalized:
-        settings.check(app, tuple(registry))
+        _check(app)
     if not is_patched(app):
         _warn_of_untested_celery()
         activate(app, _wrappings())
@@ -150,6 +150,11 @@ def _real_app(app: Any) -> Any:
     return app
 
 
+def _check(app: Any) -> None:
+    settings.check(app, tuple(registry))
+    stores.check(app)
+
+
 def _check_before_finalize(app: Any) -> None:
     """Have the settings checked before Celery finalizes `app`.
 
@@ -173,7 +178,7 @@ class _CheckedFinalize:
     def __call__(self) -> Any:
         app = self._app
         if not app.finalized and is_patched(app):
-            settings.check(app, tuple(registry))
+            _check(app)
         return partial(type(app).finalize, app)
 
 

@@ -28,7 +28,14 @@ __all__ = ("address_of", "cause_to_show", "masked", "told", "why_unparsable", "w
 MASK = "**"
 
 #: The settings that hold URLs.
-URLS = ("result_backend", "broker_url", "broker_read_url", "broker_write_url", "database_url")
+URLS = (
+    "result_backend",
+    "broker_url",
+    "broker_read_url",
+    "broker_write_url",
+    "database_url",
+    "chord_ledger_url",
+)
 
 #: The settings that may hold a user name or a password otherwise.
 OTHERS = (

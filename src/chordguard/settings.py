@@ -48,7 +48,12 @@ LONGEST = 100 * 365 * 86400
 #: Error formats that need no function of the user's.
 ERROR_FORMATS = ("string", "dict", "exception")
 
+#: Settings whose values are never shown: they hold passwords.
+SECRET = frozenset({"chord_ledger_url"})
+
 _DOTTED_PATH = re.compile(r"[A-Za-z_]\w*([.][A-Za-z_]\w*)*[.:][A-Za-z_]\w*")
+
+_URL = re.compile(r"[A-Za-z][\w.:+-]*://")
 
 Check = Callable[[Any], bool]
 
@@ -100,6 +105,10 @@ def _is_seconds(value: Any) -> bool:
 def is_positive_seconds(value: Any) -> bool:
     """Tell whether `value` is a number of seconds, or a timedelta, between 0 and a century."""
     return _is_seconds(value) and bool(value)
+
+
+def _is_url(value: Any) -> bool:
+    return isinstance(value, str) and bool(_URL.match(value))
 
 
 def _or_none(check: Check) -> Check:
@@ -170,6 +179,13 @@ SETTINGS: dict[str, Setting] = {
             "Keep a ledger of live chords; False: count and poll as Celery alone.",
         ),
         Setting(
+            "chord_ledger_url",
+            None,
+            "None, the URL of a SQL database as SQLAlchemy takes it, or one of Redis",
+            _or_none(_is_url),
+            "Keep the ledger there, beside any result backend; None: in the result backend itself.",
+        ),
+        Setting(
             "chord_watchdog_interval",
             30,
             "seconds (0 up to 100 years; 0: never) or a timedelta",
@@ -217,7 +233,8 @@ def check_value(name: str, value: Any) -> None:
     else:
         valid, is_valid = SETTINGS[name].valid, SETTINGS[name].check(value)
     if not is_valid:
-        raise SettingError(f"{name} = {value!r} makes no sense: expected {valid}.")
+        shown = f"a {type(value).__name__}" if name in SECRET else repr(value)
+        raise SettingError(f"{name} = {shown} makes no sense: expected {valid}.")
 
 
 def get(app: Celery, name: str, *, is_on: bool = True) -> Any:

@@ -1,6 +1,7 @@
 """Run many chords while processes are killed and connections are cut, and account for each chord.
 
-    python -m tests.chaos [--backend redis|postgresql|mysql] [--mode MODE] [--chords N]
+    python -m tests.chaos [--backend redis|postgresql|mysql|rpc+postgresql|...]
+                          [--mode MODE] [--chords N]
                           [--members N] [--seed N] [--interval SECONDS] [--seconds SECONDS]
                           [--stock]
 
@@ -24,6 +25,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -44,9 +46,12 @@ from tests.servers import DurableRedis, Servers
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from chordguard.upstream.results import Results
     from tests.servers import Server
 
 BACKENDS = ("redis", "postgresql", "mysql")
+#: Where results go and, behind the "+", where the ledger is.
+OWN = ("rpc+postgresql", "rpc+redis", "redis+postgresql")
 PORTS = {"redis": 6379, "postgresql": 5432, "mysql": 3306}
 MODES = ("kills", "children", "steps", "early", "cuts", "restarts", "producer")
 #: The modes in which the result backend is away at times.
@@ -127,19 +132,39 @@ def wait_for(app: Any, ids: list[str], fleet: Fleet) -> dict[str, Any]:
 
     done: dict[str, Any] = {}
     changed = time.monotonic()
+    is_sent = app.conf.result_backend == "rpc://"
+    sent = {task_id: app.AsyncResult(task_id) for task_id in ids} if is_sent else {}
+    for result in sent.values():
+        app.backend.add_pending_result(result, weak=False)
     while len(done) < len(ids) and time.monotonic() - changed < QUIET:
         fleet.replace_dead()
         pending = [task_id for task_id in ids if task_id not in done]
         try:
-            found = read_results(app.backend, pending)
+            found = received(app, sent) if is_sent else read_results(app.backend, pending)
         except Exception:
             found = Results()
-        new = {id_: r for id_, r in found.items() if r.state in states.READY_STATES}
+        ready = {id_: r for id_, r in found.items() if r.state in states.READY_STATES}
+        new = {id_: result for id_, result in ready.items() if id_ not in done}
         if new:
             changed = time.monotonic()
             done.update(new)
         time.sleep(0.25)
     return done
+
+
+def received(app: Any, sent: dict[str, Any]) -> Results:
+    """Return the results that came as messages to this process."""
+    from chordguard.upstream.results import Results, StoredResult
+
+    deadline = time.monotonic() + 0.5
+    with contextlib.suppress(socket.timeout):
+        while time.monotonic() < deadline:
+            app.backend.result_consumer.drain_events(timeout=0.1)
+    return Results(
+        StoredResult(task_id, meta["status"], meta["result"])
+        for task_id, result in sent.items()
+        if (meta := result._cache) is not None
+    )
 
 
 def entries(journal: Path) -> Iterator[tuple[str, str, float]]:
@@ -220,7 +245,7 @@ class Run:
         config = self.config()
         app = make_app(config, patched=not self.is_stock)
         journal = self.folder / "journal"
-        kind = "redis" if self.backend == "redis" else "database"
+        kind = "redis" if self.backend.rpartition("+")[2] == "redis" else "database"
         options: dict[str, Any] = {"patched": not self.is_stock}
         if not self.is_stock:
             options["journal"] = (kind, str(journal))
@@ -416,7 +441,7 @@ class Run:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--backend", choices=BACKENDS)
+    parser.add_argument("--backend", choices=BACKENDS + OWN)
     parser.add_argument("--mode", choices=MODES)
     parser.add_argument("--chords", type=int, default=1000)
     parser.add_argument("--members", type=int, default=MEMBERS)

@@ -14,6 +14,7 @@ from celery import chain, chord, group, signature
 from celery.canvas import maybe_signature
 
 from chordguard import tolerant
+from tests.harness import WITH_OWN_LEDGER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +65,10 @@ class Scenario:
 
     def __str__(self) -> str:
         return f"{self.defect} {self.name}"
+
+    def has_cell(self, backend: str) -> bool:
+        """Tell whether the row has a cell on `backend`: with a ledger of its own all have one."""
+        return backend in self.backends or backend in WITH_OWN_LEDGER
 
 
 #: What takes the place of a member, see `tests.canvases.model`.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import states
 
-from chordguard.ledger.packing import header_of, leaf_ids
+from chordguard.lifecycle.waiting import leaves_of
 from tests.conformance.catalogue import FAILS, HANGS, RIGHT, WRONG
 from tests.harness import wait_until
 
@@ -35,7 +35,7 @@ def run_all(
     published = [
         (scenario, scenario.canvas(tasks).apply_async(**scenario.options))
         for scenario in scenarios
-        if backend in scenario.backends
+        if scenario.has_cell(backend)
     ]
     judged = {}
     for scenario, result in published:
@@ -64,7 +64,7 @@ def run_strict(
     cluster.app.conf.task_allow_error_cb_on_chord_header = True
     try:
         for number, scenario in enumerate(scenarios):
-            if backend in scenario.backends:
+            if scenario.has_cell(backend):
                 record = str(folder / str(number))
                 canvas = scenario.canvas(cluster.tasks).on_error(errback.s(record=record))
                 published.append((scenario, canvas.apply_async(), Path(record)))
@@ -96,8 +96,9 @@ def judge_strictly(scenario: Scenario, outcome: Outcome, calls: int) -> str:
 
 def members_named(outcome: Outcome) -> list[str]:
     """Return the members that failed and are named in the error of their chord."""
-    ids = leaf_ids(header_of(outcome.result.parent.results))
-    failed = [id_ for id_ in ids if outcome.result.app.AsyncResult(id_).state == states.FAILURE]
+    # These very results: one of `rpc://` is read once.
+    members = leaves_of(outcome.result.parent)
+    failed = [member.id for member in members if member.state == states.FAILURE]
     return [id_ for id_ in failed if id_ in str(outcome.value)]
 
 

@@ -13,7 +13,7 @@ from tests import tasks as declared_tasks
 from tests.conformance import catalogue
 from tests.conformance.catalogue import ALL, RAISES, REDIS, RIGHT, SQL, SQLITE, WRONG
 from tests.conformance.cells import once, run_all, run_strict
-from tests.harness import WITHOUT_LEDGER, wait_until
+from tests.harness import WITH_OWN_LEDGER, WITHOUT_LEDGER, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -47,7 +47,9 @@ PATCHED = pytest.param(True, id="patched")
 HALVES = [STOCK, PATCHED]
 
 
-def cases(scenarios: tuple[Scenario, ...], halves: Sequence[Any] = HALVES) -> Any:
+def cases(
+    scenarios: tuple[Scenario, ...], halves: Sequence[Any] = HALVES, own: Sequence[str] = ()
+) -> Any:
     """Order the cells by cluster, so that each cluster is started once."""
     return pytest.mark.parametrize(
         ("patched", "backend_kind", "scenario"),
@@ -60,10 +62,11 @@ def cases(scenarios: tuple[Scenario, ...], halves: Sequence[Any] = HALVES) -> An
                 # The canvases of a cluster run together, the clusters beside each other.
                 marks=[*half.marks, pytest.mark.xdist_group(f"conformance-{half.id}-{backend}")],
             )
-            for backend in ALL
-            for half in halves
+            for backend in (*ALL, *own)
+            # Without the patches nobody reads where the ledger is.
+            for half in ([PATCHED] if backend in own else halves)
             for scenario in scenarios
-            if backend in scenario.backends
+            if scenario.has_cell(backend)
         ],
     )
 
@@ -110,7 +113,7 @@ def check(
     return check
 
 
-@cases(catalogue.TOLERANT)
+@cases(catalogue.TOLERANT, own=WITH_OWN_LEDGER)
 def test_tolerant_chord(check, scenario):
     """A canvas whose failures are to be tolerated ends as the catalogue says."""
     check("tolerant", scenario)
@@ -130,7 +133,7 @@ def strict_outcomes(
     return run_strict(cluster, getattr(catalogue, which), backend, quiet, folder("errbacks"))
 
 
-@cases(catalogue.STRICT)
+@cases(catalogue.STRICT, own=WITH_OWN_LEDGER)
 @pytest.mark.filterwarnings("ignore:task_allow_error_cb_on_chord_header")
 def test_failing_chord(clusters, judge, backend_kind, patched, scenario, tmp_path_factory):
     """A chord that fails calls its errback once for each result, its error names who failed."""
@@ -139,7 +142,7 @@ def test_failing_chord(clusters, judge, backend_kind, patched, scenario, tmp_pat
     judge(str(scenario), backend_kind, patched, cell, outcome)
 
 
-@cases(catalogue.TOLERANT, [PATCHED])
+@cases(catalogue.TOLERANT, [PATCHED], WITH_OWN_LEDGER)
 @pytest.mark.filterwarnings("ignore:task_allow_error_cb_on_chord_header")
 def test_strict_chord(clusters, judge, backend_kind, patched, scenario, tmp_path_factory):
     """A canvas whose failures are not to be tolerated fails, and calls its errback once."""

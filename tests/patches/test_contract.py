@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import celery
 import pytest
@@ -60,7 +61,10 @@ def make_app(alone):
 
     def make_app(**settings):
         app = Celery("contract", broker="memory://", backend="db+sqlite://", set_as_current=False)
-        opt_in = {patch.setting: True for patch in registry.values() if patch.is_opt_in}
+        opt_in: dict[str, Any] = {
+            patch.setting: True for patch in registry.values() if patch.is_opt_in
+        }
+        opt_in["chord_ledger_url"] = "sqlite:////tmp/chordguard-never-opened.sqlite"
         app.conf.update({**opt_in, **settings})
         apps.append(app)
         return app

@@ -74,9 +74,9 @@ def members_of(ledger: Ledger, found: Diagnosis) -> list[Member]:
     ids = list(leaf_ids(found.header))
     # What members with `ignore_result=True` gave is with the ledger alone.
     _, stored = ledger.collect(Claim(found.group_id, "", found.header))
-    started = read_results(ledger.backend, [id_ for id_ in ids if id_ not in stored])
+    started = read_results(ledger.results, [id_ for id_ in ids if id_ not in stored])
     results = {**started, **stored}
-    extra = _extra_of(ledger.backend, ids)
+    extra = _extra_of(ledger.results, ids)
     names = _names_of(ledger, found)
     return [_member(id_, results.get(id_), extra.get(id_, {}), names, found) for id_ in ids]
 
@@ -111,7 +111,7 @@ def _extra_of(backend: Any, ids: Sequence[str]) -> dict[str, Mapping[str, Any]]:
     """Return what stored results say beside the result: date_done, name, worker."""
     if backends.is_redis(backend):
         return dict(read_metas(backend, ids))
-    return dict(_extra_from_database(backend, ids))
+    return dict(_extra_from_database(backend, ids)) if backends.is_database(backend) else {}
 
 
 def _extra_from_database(backend: Any, ids: Sequence[str]) -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -29,6 +29,7 @@ __all__ = (
     "Patch",
     "Target",
     "TaskTarget",
+    "Wrapper",
     "Wrapping",
     "app_of_instance",
     "is_patched",
@@ -82,6 +83,8 @@ class Target:
     takes: Mapping[str, int] = field(default_factory=dict)
     #: What stood there before: (owner, attribute, was it the owner's own, original).
     original: tuple[Any, str, bool, Any] | None = None
+    #: Whether the app may never import the module.
+    is_optional: bool = False
     missing: str | None = None
     is_hooked: bool = False
 
@@ -141,6 +144,7 @@ class Wrapping:
         app_of: Callable[[Any, tuple[Any, ...]], Any] = app_of_instance,
         since: Version | None = None,
         until: Version | None = None,
+        is_optional: bool = False,
     ) -> Callable[[Wrapper], Wrapper]:
         """Declare that the decorated wrapt wrapper wraps the function `path` of `module`.
 
@@ -152,10 +156,13 @@ class Wrapping:
             app_of: Returns the app of a call.
             since: The first Celery version whose function is wrapped; None: all.
             until: The first version after it whose function is not; None: all.
+            is_optional: Whether the app may never import the module, such as that of a result
+                backend which it does not use.
         """
 
         def declare(wrapper: Wrapper) -> Wrapper:
-            self.targets.append(Target(module, path, wrapper, app_of, since, until, takes))
+            target = Target(module, path, wrapper, app_of, since, until, takes)
+            self.targets.append(replace(target, is_optional=is_optional))
             return wrapper
 
         return declare
@@ -208,6 +215,7 @@ class Patch(Wrapping):
         backends: The result backends that it is for; empty: all of them. By default that of its
             driver.
         needs_ledger: Whether it acts only on a chord that is in the ledger.
+        needs_setting: The setting without which it does nothing.
     """
 
     def __init__(
@@ -219,6 +227,7 @@ class Patch(Wrapping):
         is_opt_in: bool = False,
         backends: tuple[str, ...] = (),
         needs_ledger: bool = False,
+        needs_setting: str | None = None,
     ) -> None:
         super().__init__(name)
         self.defects = defects
@@ -227,6 +236,7 @@ class Patch(Wrapping):
         self.is_opt_in = is_opt_in
         self.backends = backends or _BACKENDS_OF_DRIVER.get(driver, ())
         self.needs_ledger = needs_ledger
+        self.needs_setting = needs_setting
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -284,7 +294,12 @@ class Patch(Wrapping):
 
     def is_active(self, app: Any) -> bool:
         """Tell whether the fix acts for `app` now."""
-        return is_patched(app) and self.is_switched_on(app)
+        return is_patched(app) and self.is_asked_for(app) and self.is_switched_on(app)
+
+    def is_asked_for(self, app: Any) -> bool:
+        """Tell whether the setting that it needs, if any, is set."""
+        name = self.needs_setting
+        return name is None or settings.get(app, name) is not None
 
     def is_switched_on(self, app: Any) -> bool:
         """Tell what its switch says."""

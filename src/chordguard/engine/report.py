@@ -50,12 +50,14 @@ def outcome_of(patch: Patch, app: Celery) -> Outcome:
         if patch.is_opt_in:
             return line("skipped", f"off unless {patch.setting} = True")
         return line("skipped", f"switched off by {patch.setting}")
+    if app.configured and not patch.is_asked_for(app):
+        return line("skipped", f"it needs {patch.needs_setting}")
     missing = [target.missing for target in patch.targets_here() if target.missing]
     if missing:
         return line("failed", "; ".join(missing))
     if patch.driver_is_absent():
         return line("skipped", f"the package {patch.driver} is not installed")
-    waiting = [target for target in patch.targets_here() if target.original is None]
+    waiting = [t for t in patch.targets_here() if t.original is None and not t.is_optional]
     if waiting:
         return line("waiting", f"applied as soon as {waiting[0].module} is imported")
     if patch.task_targets and not app.finalized:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .. import masking, settings
 from ..errors import OUTSIDE, CannotTell, LedgerMissing
 from ..log import warn_once
-from ..upstream import backends, hooks
+from ..upstream import backends, hooks, stores
 from ..upstream.bounded import bounded, disconnect
 from .model import Ledger
 
@@ -17,20 +17,25 @@ if TYPE_CHECKING:
     from celery import Celery
 
 __all__ = (
-    "bounded_backend",
     "bounded_ledger",
+    "bounded_of_kind",
+    "ledger_beside",
+    "ledger_beside_on",
     "ledger_of",
     "ledger_of_kind",
     "ledger_on",
+    "missing_ledger",
     "required_ledger",
 )
 
+UNREACHABLE = "Cannot reach the ledger; Celery alone counts or polls chords until it is back"
+
 
 def ledger_of(backend: Any, *, asked: bool = True, is_read: bool = False) -> Any:
-    """Return the ledger of a `backend`; None where there is none, or it cannot be used now.
+    """Return the ledger of an app; None where there is none, or it cannot be used now.
 
     Arguments:
-        backend: The result backend.
+        backend: The app's result backend.
         asked: Whether the setting ``chord_ledger`` decides.
         is_read: Whether it is enough that the ledger can be read.
     """
@@ -39,7 +44,7 @@ def ledger_of(backend: Any, *, asked: bool = True, is_read: bool = False) -> Any
     except OUTSIDE:
         raise
     except Exception:  # noqa: BLE001 - it is logged
-        warn_once("Cannot reach the ledger; Celery alone counts or polls chords until it is back")
+        warn_once(UNREACHABLE)
         return None
 
 
@@ -47,26 +52,68 @@ def ledger_on(backend: Any, *, asked: bool = True, is_read: bool = False) -> Any
     """Return what `ledger_of` returns, but raise what the driver raises."""
     if asked and not settings.get(backend.app, "chord_ledger"):
         return None
-    ledger = ledger_of_kind(backend)
+    return _usable(ledger_of_kind(backend), is_read)
+
+
+def ledger_beside(backend: Any, *, asked: bool = True, is_read: bool = False) -> Any:
+    """Return the ledger that lies beside the results of a `backend`, as `ledger_of` does.
+
+    Where the app's ledger has a store of its own, that is one for the chords which are not in it:
+    those that a process without the setting has started.
+    """
+    try:
+        return ledger_beside_on(backend, asked=asked, is_read=is_read)
+    except OUTSIDE:
+        raise
+    except Exception:  # noqa: BLE001 - it is logged
+        warn_once(UNREACHABLE)
+        return None
+
+
+def ledger_beside_on(backend: Any, *, asked: bool = True, is_read: bool = False) -> Any:
+    """Return what `ledger_beside` returns, but raise what the driver raises."""
+    if asked and not settings.get(backend.app, "chord_ledger"):
+        return None
+    return _usable(_beside(backend), is_read)
+
+
+def _usable(ledger: Any, is_read: bool) -> Any:
     if ledger is None or not ledger.is_usable():
         return None
     return ledger if is_read or ledger.may_count() else None
 
 
 def ledger_of_kind(backend: Any) -> Any:
-    """Return the ledger of a kind of `backend`, which is not connected to; None: it has none."""
+    """Return the ledger of the app of a result `backend`; nothing is connected to.
+
+    None: it has none.
+    """
+    if not stores.has_store(backend.app):
+        return _beside(backend)
+    return (
+        None if hooks.counts_itself(backend) else _ledger_in(stores.store_of(backend.app), backend)
+    )
+
+
+def _beside(backend: Any) -> Any:
     if hooks.counts_itself(backend):
         return None
-    if backends.is_redis(backend):
+    is_polled = backends.is_database(backend)
+    keeps_ledger = backends.capabilities(backend).keeps_ledger
+    if not keeps_ledger or (is_polled and hooks.polls_itself(backend.app)):
+        return None
+    return _ledger_in(backend, backend)
+
+
+def _ledger_in(store: Any, results: Any) -> Any:
+    if backends.is_redis(store):
         from .redis import RedisLedger
 
-        return RedisLedger(backend)
-    if not backends.is_database(backend) or hooks.polls_itself(backend.app):
-        return None
-    # It needs SQLAlchemy, without which there is no such backend.
+        return RedisLedger(store, results)
+    # It needs SQLAlchemy, without which there is no such store.
     from .sql import DatabaseLedger
 
-    return DatabaseLedger(backend)
+    return DatabaseLedger(store, results)
 
 
 #: Seconds after which whom somebody waits for is given up.
@@ -83,7 +130,17 @@ def required_ledger(app: Celery) -> Any:
 
 
 def _raise_missing(app: Celery) -> NoReturn:
-    raise LedgerMissing(
+    raise missing_ledger(app)
+
+
+def missing_ledger(app: Celery) -> LedgerMissing:
+    """Return the error of an app that has no ledger."""
+    if stores.has_store(app):
+        return LedgerMissing(
+            f"the ledger at {stores.address(app)} cannot be used: expected a Redis, or a SQL "
+            "database with its tables (see `python -m chordguard ddl`)"
+        )
+    return LedgerMissing(
         f"the result backend {type(app.backend).__name__} keeps no ledger of chords: expected "
         "Redis or a SQL database with chord_ledger = True, and its tables (see `python -m "
         "chordguard ddl`)"
@@ -100,35 +157,53 @@ def bounded_ledger(app: Celery, seconds: float = GIVEN_UP_AFTER) -> Iterator[Led
 
     Raises:
         LedgerMissing: There is none.
-        CannotTell: The result backend cannot be read, which may come up within the block.
+        CannotTell: It cannot be read, which may come up within the block.
     """
-    with bounded_backend(app, seconds) as backend:
-        yield ledger_on(backend, is_read=True) or _raise_missing(app)
+    with bounded_of_kind(app, seconds) as ledger:
+        is_kept = settings.get(app, "chord_ledger")
+        yield (_usable(ledger, is_read=True) if is_kept else None) or _raise_missing(app)
 
 
 @contextmanager
-def bounded_backend(app: Celery, seconds: float = GIVEN_UP_AFTER) -> Iterator[Any]:
-    """Yield the result backend of `app`, whose ledger may not be there yet, as `bounded_ledger`.
+def bounded_of_kind(app: Celery, seconds: float = GIVEN_UP_AFTER) -> Iterator[Any]:
+    """Yield what `ledger_of_kind` returns, as `bounded_ledger`; it may not be there yet.
 
     Raises:
-        CannotTell: The result backend cannot be read, which may come up within the block.
+        CannotTell: It cannot be read, which may come up within the block.
     """
+    made: list[Any] = []
     try:
-        backend = bounded(app, seconds)
-    except Exception as exc:  # noqa: BLE001 - it is told
-        raise _cannot_tell(app, exc) from masking.cause_to_show(exc)
-    try:
-        yield backend
-    except backends.errors(backend) as exc:
-        raise _cannot_tell(app, exc) from masking.cause_to_show(exc)
+        with _told_of(app, (Exception,)):
+            made.append(bounded(app, seconds))
+            if stores.has_store(app):
+                made.append(stores.bounded_store(app, seconds))
+        results, store = made[0], made[-1]
+        with _told_of(app, (*backends.errors(results), *backends.errors(store))):
+            if store is results:
+                yield _beside(results)
+            else:
+                yield None if hooks.counts_itself(results) else _ledger_in(store, results)
     finally:
-        disconnect(backend)
+        for backend in made:
+            disconnect(backend)
+
+
+@contextmanager
+def _told_of(app: Celery, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Raise what a driver raises as :exc:`CannotTell`."""
+    try:
+        yield
+    except errors as exc:
+        raise _cannot_tell(app, exc) from masking.cause_to_show(exc)
 
 
 def _cannot_tell(app: Celery, exc: Exception) -> CannotTell:
-    where = backends.address(app)
-    why = masking.why_unparsable(exc, "result_backend") or masking.masked(_first_line(exc))
-    return CannotTell(f"the result backend {where} cannot be read: {why}")
+    if stores.has_store(app):
+        what, setting = f"ledger at {stores.address(app)}", stores.NAME
+    else:
+        what, setting = f"result backend {backends.address(app)}", "result_backend"
+    why = masking.why_unparsable(exc, setting) or masking.masked(_first_line(exc))
+    return CannotTell(f"the {what} cannot be read: {why}")
 
 
 def _first_line(exc: BaseException) -> str:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DatabaseError
 
 from .. import masking
 from ..log import mark_reported
-from ..upstream import sessions
+from ..upstream import sessions, stores
 from ..upstream.database import create_tables, is_refusal, with_retries
 from . import rights
 from .tables import DIALECTS, Tables
@@ -46,12 +46,14 @@ class LedgerDatabase:
 
     Arguments:
         backend: Celery's `DatabaseBackend`, whose engine and sessions are used.
+        results: The result backend of the app, where it is another one.
 
     Its methods raise what SQLAlchemy raises, after the backend's own retries.
     """
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Any, results: Any = None) -> None:
         self.backend = backend
+        self.results = backend if results is None else results
         self.tables = Tables.of(backend.app)
         self._key = (backend.url, self.tables)
         #: The session manager of its own, if it has one.
@@ -144,6 +146,8 @@ class LedgerDatabase:
         # Asked first, a database that is away is not asked again and again.
         if self._has_tables(engine):
             return True
+        if self.results is self.backend and stores.has_store(self.backend.app):
+            return False  # the app keeps its chords elsewhere
         error = create_tables(self.tables.metadata, engine)
         if error is None or self._has_tables(engine):
             return True

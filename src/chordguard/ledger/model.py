@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     "LONGEST_SECONDS",
+    "ChordUnknown",
     "Claim",
     "Ledger",
     "Outstanding",
@@ -89,6 +90,10 @@ class Record:
         return self.size is not None and self.returned >= self.size
 
 
+class ChordUnknown(ChordguardError):
+    """A part is one of a chord that is not in this ledger, which has a store of its own."""
+
+
 class RecordLost(ChordguardError):
     """A part of a chord was counted whose record the store has lost; it may be written anew."""
 
@@ -104,6 +109,12 @@ class Outstanding:
 
     missing: tuple[str, ...] = ()
     uncounted: tuple[StoredResult, ...] = ()
+
+    @classmethod
+    def of(cls, ids: Sequence[str], ready: Mapping[str, StoredResult]) -> Outstanding:
+        """Return which of the members `ids`, each named once, are `ready`, and which are not."""
+        missing = tuple(task_id for task_id in ids if task_id not in ready)
+        return cls(missing, tuple(ready[task_id] for task_id in ids if task_id in ready))
 
 
 @dataclass(frozen=True)
@@ -127,7 +138,23 @@ class Claim:
 class Ledger(ABC):
     """Where live chords are counted. Methods raise what the driver raises after its retries."""
 
+    #: The store: a backend of Celery's, whose connections and retries are used.
     backend: Any
+    #: The result backend of the app, which knows the results of bodies and of uncounted members.
+    results: Any
+
+    @property
+    def is_own(self) -> bool:
+        """Tell whether the store is none of results.
+
+        Then each part brings its result along, and the ledger knows all chords whose parts come.
+        """
+        return self.results is not self.backend
+
+    @property
+    def has_safety_net(self) -> bool:
+        """Tell whether each chord has a late `celery.chord_unlock`."""
+        return False
 
     def is_usable(self) -> bool:
         """Tell whether there is a place to keep chords; create it if need be."""
@@ -211,6 +238,7 @@ class Ledger(ABC):
 
         Raises:
             RecordLost: It was counted, but nothing else is known of its chord any more.
+            ChordUnknown: It was not, since the chord is not here and the store is the ledger's own.
         """
 
     @abstractmethod

@@ -31,11 +31,13 @@ class Counted:
         is_claimed: Whether it was the last one, and claimed the chord.
         header: The members' ids then, packed.
         is_full: Whether it may have been the last one, as far as its counter tells.
+        is_known: Whether there is such a chord.
     """
 
     is_claimed: bool = False
     header: Any = None
     is_full: bool = False
+    is_known: bool = True
 
 
 def count_part(
@@ -80,7 +82,7 @@ def _count_on_chord(tables: Tables, connection: Any, values: Any, store: Any) ->
         raise Elsewhere(row.counters)
     if is_taken_back:
         connection.execute(tables.remove_member, _only(values, "chord", "task"))
-    return Counted() if row is None else Counted(bool(row.is_mine), row.header)
+    return Counted(is_known=False) if row is None else Counted(bool(row.is_mine), row.header)
 
 
 def _count_on_counter(tables: Tables, connection: Any, values: Any, store: Any) -> Counted:

@@ -25,14 +25,23 @@ from ..upstream.results import (
     StoredResult,
     chunks,
     decoded,
-    read_results,
+    ready_results,
     ready_states,
     stored_result,
 )
 from . import claims
 from .checked import Reader, header_in
 from .claims import new_token
-from .model import LONGEST_SECONDS, Claim, Ledger, Outstanding, Part, Record, RecordLost
+from .model import (
+    LONGEST_SECONDS,
+    ChordUnknown,
+    Claim,
+    Ledger,
+    Outstanding,
+    Part,
+    Record,
+    RecordLost,
+)
 from .packing import Header, header_of, leaf_ids, pack
 from .scripts import ChordScripts
 
@@ -66,10 +75,11 @@ _FAILED = json.dumps(sorted(states.PROPAGATE_STATES))
 
 
 class RedisLedger(ChordScripts, Ledger):
-    """The live chords of one Redis result backend; see :class:`.model.Ledger`.
+    """The live chords in one Redis, that of the results or the ledger's own.
 
     Arguments:
         backend: Celery's `RedisBackend`, whose client and retry policy are used.
+        results: The result backend of the app, where it is another one.
     """
 
     def open(
@@ -83,7 +93,9 @@ class RedisLedger(ChordScripts, Ledger):
     ) -> None:
         lifetime = _lifetime(timeout)
         text = "" if header is None else pack(header)
-        kept = (text, body or "", signatures or "")
+        # Beside results it is told as by Celery, just before the last member is sent.
+        size = len(set(leaf_ids(header))) if self.is_own and header is not None else ""
+        kept = (text, body or "", signatures or "", size)
         self._run("open", group_id, time.time(), due, lifetime, *kept)
 
     def reopen(self, group_id: str, body: bytes, due: float, timeout: float | None) -> bool:
@@ -132,10 +144,13 @@ class RedisLedger(ChordScripts, Ledger):
             _whole(claims.CLAIM_SECONDS),
             int(self._is_celery_5_7),
             int(part.has_failed),
+            int(self.is_own),
         )
         what = bytes_to_str(answer[0])  # type: ignore[no-untyped-call]
         if what == "lost":
             raise RecordLost
+        if what == "unknown":
+            raise ChordUnknown(group_id)
         if what != "claimed":
             return None
         _, header, *parts = answer
@@ -216,14 +231,22 @@ class RedisLedger(ChordScripts, Ledger):
 
     def outstanding(self, headers: Mapping[str, Header]) -> dict[str, Outstanding]:
         found: dict[str, Outstanding] = {}
-        kind = (int(self.backend._chord_zset), self.backend.get_key_for_task("-")[:-1])
+        # In a store of its own nothing begins with an empty text and is the id of a task.
+        results = "" if self.is_own else self.backend.get_key_for_task("-")[:-1]
+        kind = (int(self.backend._chord_zset), results)
         for portion in _portions(headers):
             values = [value for id_, ids in portion for value in (id_, len(ids), *ids)]
             answers = self._run("outstanding", "", *kind, *values)
             for (group_id, ids), answer in zip(portion, answers, strict=True):
                 told, *stored = answer if isinstance(answer, list) else [answer]
                 found[group_id] = self._outstanding(ids, json.loads(told), stored)
-        return found
+        return self._with_results(found) if self.is_own else found
+
+    def _with_results(self, found: Mapping[str, Outstanding]) -> dict[str, Outstanding]:
+        """Look for results of missing members where they are stored, which is not here."""
+        ids = [task_id for outstanding in found.values() for task_id in outstanding.missing]
+        ready = ready_results(self.results, ids)
+        return {id_: Outstanding.of(each.missing, ready) for id_, each in found.items()}
 
     def _outstanding(
         self, ids: Sequence[str], without: Iterable[str], stored: Sequence[Any]
@@ -263,9 +286,8 @@ class RedisLedger(ChordScripts, Ledger):
         if missing and len(parts) >= sum(1 for _ in leaf_ids(header)) == len(header):
             # All came, under other ids: they are taken as Celery takes them.
             return list(parts), parts
-        for result in read_results(self.backend, missing).values():
-            if result.is_ready:
-                parts.add(*result)
+        for result in ready_results(self.results, missing).values():
+            parts.add(*result)
         return header, parts
 
     def claim(self, group_id: str, token: str | None = None) -> Claim | None:
@@ -320,7 +342,7 @@ class RedisLedger(ChordScripts, Ledger):
 
     def _are_ready(self, header: Header | None) -> bool:
         ids = list(leaf_ids(header or ()))
-        return bool(ids) and len(ready_states(self.backend, ids)) == len(set(ids))
+        return bool(ids) and len(ready_states(self.results, ids)) == len(set(ids))
 
     def _renew(self, claim: Claim, seconds: int) -> bool:
         return bool(self._run("renew", claim.group_id, claim.token, time.time(), seconds))

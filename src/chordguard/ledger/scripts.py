@@ -36,10 +36,12 @@ class ChordScripts:
 
     Arguments:
         backend: Celery's `RedisBackend`, whose client and retry policy are used.
+        results: The result backend of the app, where it is another one.
     """
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Any, results: Any = None) -> None:
         self.backend = backend
+        self.results = backend if results is None else results
         #: What the keys of all groups begin with.
         self._groups: bytes = backend.get_key_for_group("-")[:-1]
         self._key = (backend.url, self._groups)

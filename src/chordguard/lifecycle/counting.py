@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from celery import states
+from kombu.exceptions import EncodeError
 
 from .. import settings
 from ..errors import OUTSIDE
@@ -85,9 +86,15 @@ def is_counted(request: Any) -> bool:
 
 
 def part_of(ledger: Ledger, request: Any, state: str, result: Any) -> Part:
-    """Return the part that a done task returns."""
+    """Return the part that a done task returns.
+
+    A result that cannot be encoded, and that no result backend has refused, is a failure.
+    """
     is_result_ignored = is_ignored(ledger.backend.app, request)
-    return ledger.part_of(request, state, result, is_ignored=is_result_ignored)
+    try:
+        return ledger.part_of(request, state, result, is_ignored=is_result_ignored)
+    except EncodeError as exc:
+        return ledger.part_of(request, states.FAILURE, exc, is_ignored=is_result_ignored)
 
 
 def is_ignored(app: Celery, request: Any) -> bool:

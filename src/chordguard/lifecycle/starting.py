@@ -50,6 +50,8 @@ class Run:
         self.delay: dict[str, Any] = {}
         #: What a patch keeps until the members of a generator are known.
         self.start: Any = None
+        #: Where it is counted, if that is a store of the ledger's own.
+        self.ledger: Ledger | None = None
         #: What sends the poller of the chord, as long as it was not sent.
         self.send_poller: Callable[[], None] | None = None
         #: The id of the poller that was sent.

@@ -9,7 +9,7 @@ from .. import settings
 from ..engine.patch import REDIS
 from ..engine.report import Outcome
 from ..patches import outcomes, registry
-from ..upstream import backends
+from ..upstream import backends, stores
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -31,6 +31,8 @@ def defects(app: Celery) -> list[str]:
     for outcome in outcomes(app):
         patch = registry[outcome.patch]
         if patch.is_opt_in and not patch.is_switched_on(app):
+            continue
+        if not patch.is_asked_for(app):
             continue
         why = _why_open(app, outcome)
         by = f"closed by {patch.name}" if why is None else f"open, {why}"
@@ -75,6 +77,8 @@ def is_counted(app: Celery) -> bool:
 
     The server is not asked: on SQL the tables for it may be missing.
     """
+    if stores.has_store(app):
+        return True
     if not (settings.get(app, "chord_ledger") and backends.capabilities_of(app).keeps_ledger):
         return False
     names = backends.names_of(app)

@@ -12,9 +12,9 @@ from .. import settings
 from ..engine.patch import REDIS, is_patched
 from ..engine.versions import TESTED_VERSIONS, celery_5_7, celery_version
 from ..errors import SettingError
-from ..ledger.access import bounded_backend, ledger_of_kind
+from ..ledger.access import bounded_of_kind
 from ..patches import outcomes, registry
-from ..upstream import backends, hooks
+from ..upstream import backends, hooks, stores
 from ..upstream.apps import finalize
 from ..upstream.hooks import UNLOCK
 from .defects import backend_of, is_counted, is_open
@@ -118,10 +118,10 @@ def ask_backend(app: Celery, seconds: float = ASKED_SECONDS) -> list[Finding]:
     Raises:
         CannotTell: The result backend cannot be read.
     """
-    if not (backends.capabilities_of(app).keeps_ledger and settings.get(app, "chord_ledger")):
+    keeps_ledger = backends.capabilities_of(app).keeps_ledger or stores.has_store(app)
+    if not (keeps_ledger and settings.get(app, "chord_ledger")):
         return []
-    with bounded_backend(app, seconds) as backend:
-        ledger = ledger_of_kind(backend)
+    with bounded_of_kind(app, seconds) as ledger:
         if not ledger.is_there():
             return [Finding("the ledger", NO_TABLES, CREATE)]
         refused = ledger.refused()
@@ -245,7 +245,7 @@ def _useless_annotations(app: Celery) -> Iterator[Finding]:
         for key in attributes
         if key.startswith("retry_backoff") or key == "retry_jitter"
     )
-    if useless and backends.capabilities_of(app).polls:
+    if useless and backends.capabilities_of(app).polls and not stores.has_store(app):
         yield Finding(
             f"task_annotations of {UNLOCK}",
             f"{_some(useless)} has no effect on polls",
@@ -277,6 +277,8 @@ def _short_lived_results(app: Celery) -> Iterator[Finding]:
     can = backends.capabilities_of(app)
     if not expires or REDIS in backends.names_of(app) or not can.takes_chords:
         return
+    if stores.has_store(app):
+        return  # it is made of what the ledger keeps
     timeout = _in_seconds(app.conf.get("chord_timeout")) if is_patched(app) else None
     if timeout and timeout > expires:
         yield Finding(
@@ -306,7 +308,7 @@ def _chord_keys_expire(app: Celery, expires: float) -> float:
 
 
 def _ignored_results(app: Celery) -> Iterator[Finding]:
-    if not backends.capabilities_of(app).polls:
+    if not backends.capabilities_of(app).polls or stores.has_store(app):
         return
     danger = "as a member of a header it stores nothing, and the chord is polled " + (
         "until chord_timeout" if polls_are_ours(app) else "for ever"

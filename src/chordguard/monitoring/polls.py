@@ -9,7 +9,7 @@ from .. import settings
 from ..lifecycle import safety_net
 from ..lifecycle.polling import delay_before
 from ..patches import registry
-from ..upstream import backends
+from ..upstream import backends, stores
 from ..upstream.hooks import UNLOCK
 from .defects import is_counted, is_open
 
@@ -42,7 +42,8 @@ def short_polling(app: Celery, task: Any) -> str | None:
         One line, or None where that lasts, or where this backend is not polled.
     """
     bound, source = _bound_of_polls(app, task)
-    is_polled = backends.capabilities_of(app).polls or _has_counter_net(app)
+    can = backends.capabilities_of(app)
+    is_polled = (can.polls and not stores.has_store(app)) or _has_counter_net(app)
     if bound is None or not is_polled:
         return None
     has_net = _has_safety_net(app)
@@ -112,7 +113,7 @@ def _has_safety_net(app: Celery) -> bool:
 
 
 def _has_counter_net(app: Celery) -> bool:
-    has_counter = backends.capabilities_of(app).increments
+    has_counter = backends.capabilities_of(app).increments and not stores.has_store(app)
     return has_counter and registry["counter_safety_net"].is_active(app)
 
 

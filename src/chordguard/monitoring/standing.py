@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..upstream import backends
+from ..upstream import backends, stores
 from .defects import is_counted
 
 if TYPE_CHECKING:
@@ -31,6 +31,11 @@ def standing(app: Celery) -> str:
 
     The result backend is not made for it, and not connected to.
     """
+    if stores.has_store(app):
+        return (
+            f"chords are counted in the ledger at {stores.address(app)}, beside the results, "
+            "and looked after by the watchdog of each worker"
+        )
     if is_counted(app):
         return "chords are counted in the ledger, and looked after by the watchdog of each worker"
     lacks = lacking(app)

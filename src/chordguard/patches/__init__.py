@@ -31,6 +31,7 @@ from .results import (
     header_errbacks,
     linear_waiting,
     member_errors,
+    own_ledger,
     tolerated_parents,
 )
 from .worker import (
@@ -54,9 +55,9 @@ __all__ = ("ORDER", "outcomes", "registry")
 #: the same function. `counted_chords` answers before `bounded_unlock` decides, and that before
 #: `tolerant_unlock` joins; `ignored_results` stores what these two and `incremented_parts` read,
 #: and forgets it; `counter_safety_net` sends what looks at the counters of `incremented_parts`;
-#: `half_sent_chords` sees what they leave when it fails, and the messages before `bulk_headers`
-#: keeps them; `linear_waiting` watches the parents that `tolerated_parents` leaves and
-#: `member_errors` asks once more.
+#: `own_ledger` counts before any other does; `half_sent_chords` sees what they leave when it fails,
+#: and the messages before `bulk_headers` keeps them; `linear_waiting` watches the parents that
+#: `tolerated_parents` leaves and `member_errors` asks once more.
 ORDER = (
     generator_headers,
     generator_errors,
@@ -94,6 +95,7 @@ ORDER = (
     ignored_results,
     counter_safety_net,
     counted_chords,
+    own_ledger,
     bulk_headers,
     half_sent_chords,
 )

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from ..ledger.access import required_ledger
 from ..ledger.model import Ledger
 from ..lifecycle import safety_net
-from ..upstream import backends
 from .evidence import examine_all
 from .kinds import MEMBER_LOST, POLLER_LOST, RUNNING, UNKNOWN, Diagnosis
 from .places import find
@@ -88,7 +87,7 @@ def diagnose_all(
     ids = ledger.group_ids() if group_ids is None else group_ids
     found = {each.group_id: each for each in examine_all(ledger, ids, is_thorough=True)}
     pollers = {
-        id_: safety_net.unlock_id(id_) if backends.is_database(app.backend) else None
+        id_: safety_net.unlock_id(id_) if ledger.has_safety_net else None
         for id_, each in found.items()
         if each.kind == RUNNING and each.missing
     }

@@ -154,7 +154,7 @@ def _examined(ledger: Ledger, chords: Sequence[Diagnosis], *, is_thorough: bool)
         if _may_be_published(found, outstanding.get(found.group_id))
         for task_id in found.body_ids
     ]
-    bodies = read_results(ledger.backend, body_ids)
+    bodies = read_results(ledger.results, body_ids)
     chords = [_with_vanished(ledger, found) for found in chords]
     return [
         found

@@ -24,7 +24,7 @@ from ..engine.patch import is_patched
 from ..ledger.access import ledger_of
 from ..ledger.model import Ledger
 from ..log import is_reported, warn_once, warn_once_of
-from ..upstream import backends
+from ..upstream import backends, stores
 from . import processes
 from .checkup import checkup, is_known
 from .evidence import examine, examine_all
@@ -225,7 +225,7 @@ class WatchdogStep(bootsteps.StartStopStep):  # type: ignore[misc]
             is_patched(app)
             and settings.seconds(app, "chord_watchdog_interval")
             and settings.get(app, "chord_ledger")
-            and backends.capabilities(app.backend).keeps_ledger
+            and (backends.capabilities(app.backend).keeps_ledger or stores.has_store(app))
         )
 
     def create(self, worker: Any) -> Watchdog:

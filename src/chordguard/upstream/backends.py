@@ -23,6 +23,7 @@ __all__ = (
     "REDIS_BACKEND",
     "Capabilities",
     "address",
+    "can_be_read",
     "capabilities",
     "capabilities_of",
     "class_and_url",
@@ -97,6 +98,17 @@ def capabilities_of(app: Celery) -> Capabilities:
     except Exception:  # noqa: BLE001 - `why_unloadable` tells it
         return Capabilities()
     return capabilities(kind)
+
+
+def can_be_read(backend: Any) -> bool:
+    """Tell whether any process can read the results of a `backend`.
+
+    Those of `rpc://` are messages to the process that sent the task; without one there are none.
+    """
+    from celery.backends.base import DisabledBackend
+
+    is_rpc = isinstance(backend, class_of("celery.backends.rpc", "RPCBackend"))
+    return not is_rpc and not isinstance(backend, DisabledBackend)
 
 
 def takes_chords(backend: Any) -> bool:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = (
     "Bounded",
     "bounded",
+    "bounded_of",
     "disconnect",
 )
 
@@ -25,7 +26,11 @@ def bounded(app: Celery, seconds: float) -> Any:
 
     What does not answer within some `seconds` is given up, and nothing is tried again.
     """
-    stock, url = backends.class_and_url(app)
+    return bounded_of(app, *backends.class_and_url(app), seconds)
+
+
+def bounded_of(app: Celery, stock: Any, url: Any, seconds: float) -> Any:
+    """Return a result backend of a class, at a URL, as `bounded` does."""
     kind: Any = type(stock.__name__, (Bounded, stock), {})
     if not issubclass(kind, backends.class_of(*backends.DATABASE_BACKEND)):
         backend = kind(app=app, url=url)

@@ -25,6 +25,7 @@ __all__ = (
     "forget_results",
     "read_metas",
     "read_results",
+    "ready_results",
     "ready_states",
     "select",
     "stored_result",
@@ -133,11 +134,20 @@ class Results(Mapping[str, StoredResult]):
 def read_results(backend: Any, task_ids: Sequence[str]) -> Results:
     """Return the stored results among `task_ids`, by id, whatever their state.
 
-    One MGET or SELECT for each :data:`CHUNK` ids, retried by the backend's own policy; a read for
-    each where the backend has nothing else.
+    None are found where they cannot be read (see `backends.can_be_read`). One MGET or SELECT for
+    each :data:`CHUNK` ids, retried by the backend's own policy; a read for each where the backend
+    has nothing else.
     """
+    if not backends.can_be_read(backend):
+        return Results()
     read = _read_from_database if backends.is_database(backend) else _read_from_others
     return Results(result for chunk in chunks(task_ids) for result in read(backend, chunk))
+
+
+def ready_results(backend: Any, task_ids: Sequence[str]) -> Results:
+    """Return the stored results among `task_ids` of tasks that are done, as `read_results`."""
+    results = read_results(backend, task_ids)
+    return Results(result for result in results.values() if result.is_ready)
 
 
 def forget_results(backend: Any, task_ids: Sequence[str]) -> None:
@@ -164,7 +174,9 @@ def delete_expired(backend: Any, spared: Any) -> None:
 
 
 def ready_states(backend: Any, task_ids: Sequence[str]) -> dict[str, str]:
-    """Return the states of those of `task_ids` that are ready, by id."""
+    """Return the states of those of `task_ids` that are ready, by id, where they can be read."""
+    if not backends.can_be_read(backend):
+        return {}
     if not backends.is_database(backend):
         return {
             task_id: meta["status"]

@@ -37,6 +37,9 @@ READ_COMMITTED = "READ COMMITTED"
 #: The drivers of PostgreSQL that can be told to send no BEGIN.
 DRIVERS_WITH_AUTOCOMMIT = ("psycopg", "psycopg2", "psycopg2cffi")
 
+#: The attribute of a backend in whose database Celery's own tables are not needed.
+HAS_OWN_TABLES = "chordguard_has_own_tables"
+
 #: The session managers that :func:`give` gave to backends.
 _given: MutableMapping[Any, Any] = WeakKeyDictionary()
 
@@ -124,7 +127,8 @@ class Connections:
     """The session managers of the apps of this process, and who uses them."""
 
     _lock: threading.Lock
-    _managers: MutableMapping[Any, Any]
+    #: By app and URL.
+    _managers: MutableMapping[Any, dict[str, Any]]
     _thread: threading.Thread | None
 
     def __init__(self) -> None:
@@ -148,9 +152,10 @@ class Connections:
             return
         with self._lock:
             self._users += 1
-            manager = self._managers.get(backend.app)
+            managers = self._managers.setdefault(backend.app, {})
+            manager = managers.get(backend.url)
             if manager is None:
-                manager = self._managers[backend.app] = new_manager(backend, **POOL)
+                manager = managers[backend.url] = new_manager(backend, **POOL)
         try:
             yield (manager,)
         finally:
@@ -173,7 +178,8 @@ class Connections:
                     self._thread = None
                     engines = [
                         engine
-                        for manager in self._managers.values()
+                        for managers in self._managers.values()
+                        for manager in managers.values()
                         for engine in manager._engines.values()
                     ]
         for engine in engines:
@@ -208,6 +214,7 @@ def new_manager(backend: Any, **pool_options: Any) -> Any:
         manager.engine_callback = callback
     # As in a child of the pool; elsewhere it makes an engine for each session.
     manager.forked = True
+    manager.prepared = getattr(backend, HAS_OWN_TABLES, False)
     return manager
 
 

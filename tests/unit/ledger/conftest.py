@@ -9,7 +9,7 @@ from celery.utils import uuid
 
 from chordguard.ledger.redis import RedisLedger
 from tests.harness import create_result_tables, delete_keys
-from tests.unit.ledger.chords import SQL, app_on, ledger_on, on, start
+from tests.unit.ledger.chords import OWN, SQL, app_on, ledger_on, on, start
 
 
 @pytest.fixture(scope="package")
@@ -45,33 +45,44 @@ def shared(new_database):
 
 
 @pytest.fixture
-def redis_ledger(servers):
-    """Return a function that makes a ledger on the keys of this test, and of no other."""
+def redis_backend(servers):
+    """Return a function that makes a result backend on the keys of this test, and of no other."""
     url, name = servers.get("redis").url, f"cg-{uuid()}"
     backends = []
 
-    def make(**settings):
-        backends.append(app_on(url, name, **settings).backend)
-        return RedisLedger(backends[-1])
+    def make(suffix="", **settings):
+        backends.append(app_on(url, f"{name}{suffix}", **settings).backend)
+        return backends[-1]
 
     yield make
-    delete_keys(url, f"{name}:*")
+    delete_keys(url, f"{name}*")
     for backend in backends:
         backend.client.connection_pool.disconnect()
 
 
-@pytest.fixture(params=on("redis", *SQL))
+@pytest.fixture
+def redis_ledger(redis_backend):
+    """Return a function that makes a ledger on the keys of this test."""
+    return lambda **settings: RedisLedger(redis_backend(**settings))
+
+
+@pytest.fixture(params=on("redis", *SQL, *OWN))
 def kind(request):
     return request.param
 
 
 @pytest.fixture
 def ledger(request, kind, require):
-    require(*({kind} - {"sqlite"}))
-    if kind == "redis":
-        return request.getfixturevalue("redis_ledger")()
-    ledger = request.getfixturevalue("shared")(kind)
-    assert ledger.is_usable()
+    store, _, own = kind.partition(" ")
+    require(*({store} - {"sqlite"}), *(["redis"] if own else []))
+    if store == "redis":
+        ledger = request.getfixturevalue("redis_ledger")()
+    else:
+        ledger = request.getfixturevalue("shared")(store)
+        assert ledger.is_usable()
+    if own:
+        results = request.getfixturevalue("redis_backend")("-results")
+        ledger = type(ledger)(ledger.backend, results)
     return ledger
 
 

@@ -5,14 +5,17 @@ import time
 import pytest
 from celery.utils import uuid
 
+from chordguard.failures import record_of
 from chordguard.ledger.claims import CLAIM_SECONDS
-from chordguard.ledger.model import Part
+from chordguard.ledger.model import ChordUnknown, Part
 from chordguard.upstream.results import StoredResult
 from tests.unit.ledger.chords import (
+    OWN,
     at_once,
     count,
     counted,
     in_sql,
+    on,
     part_of,
     request_of,
     rewrite,
@@ -142,7 +145,7 @@ class TestCounting:
 
 class TestResults:
     def store(self, ledger, task_id, result, state="SUCCESS"):
-        ledger.backend.store_result(task_id, result, state)
+        ledger.results.store_result(task_id, result, state)
         return task_id
 
     @pytest.fixture
@@ -199,3 +202,48 @@ class TestResults:
         header, results = ledger.collect(claims[1])
         assert ids[:2] == header
         assert [0, 1] == [results[task_id].value for task_id in header]
+
+
+@pytest.mark.parametrize("kind", on(*OWN))
+class TestStoreOfItsOwn:
+    def test_chord_that_is_not_here_is_told(self, ledger):
+        """Another ledger may know it: a part leaves nothing behind here."""
+        group_id = uuid()
+
+        with pytest.raises(ChordUnknown):
+            ledger.count(group_id, part_of(ledger, "a", 1))
+
+        assert set() == counted(ledger, group_id)
+        assert ledger.read(group_id) is None
+
+    def test_results_are_those_of_the_parts(self, ledger):
+        """It does not matter what the result store keeps."""
+        ids = [uuid() for _ in range(2)]
+        group_id = start(ledger, ids)
+        ledger.results.store_result(ids[0], "another", "SUCCESS")
+        request = request_of(ids[1])
+        error = ValueError("boom")
+
+        ledger.count(group_id, part_of(ledger, ids[0], {"a": [1]}))
+        claim = ledger.count(group_id, ledger.part_of(request, "FAILURE", error, is_ignored=False))
+
+        _, results = ledger.collect(claim)
+        assert {"a": [1]} == results[ids[0]].value
+        assert "ValueError: boom" == record_of(results[ids[1]], 1)["text"]
+        assert [] == ledger.vanished(group_id, ids)
+
+    def test_stored_result_that_was_not_counted_is_counted_with_its_value(self, ledger):
+        ids = [uuid() for _ in range(2)]
+        group_id = start(ledger, ids)
+        ledger.results.store_result(ids[0], {"a": 1}, "SUCCESS")
+        ledger.results.store_result(ids[1], ValueError("boom"), "FAILURE")
+
+        found = ledger.outstanding({group_id: ids})[group_id].uncounted
+        parts = [ledger.part_from(result, n) for n, result in enumerate(found)]
+        claims = [ledger.count(group_id, part) for part in parts]
+
+        for task_id in ids:
+            ledger.results.forget(task_id)
+        _, results = ledger.collect(claims[-1])
+        assert {"a": 1} == results[ids[0]].value
+        assert "ValueError: boom" == record_of(results[ids[1]], 1)["text"]

@@ -60,7 +60,7 @@ def ask(ledger):
 
 
 def engine_of(kept, ledger):
-    (engine,) = kept._managers[ledger.backend.app]._engines.values()
+    (engine,) = kept._managers[ledger.backend.app][ledger.backend.url]._engines.values()
     return engine
 
 

@@ -9,6 +9,8 @@ local now, token, claim_seconds = tonumber(ARGV[9]), ARGV[10], tonumber(ARGV[11]
 -- From 5.7 on Celery looks into d, in which each part takes some 80 bytes.
 local keeps_seen = ARGV[12] == '1'
 local has_failed = ARGV[13] == '1'
+-- In a store of its own a chord that has no record was not started here.
+local is_own = ARGV[14] == '1'
 
 local mark, size, added = unpack(redis.call('MGET', c, s, t))
 if mark == 'done' then
@@ -16,6 +18,9 @@ if mark == 'done' then
 end
 local lifetime, seen, known_size, renewed, failed =
     unpack(redis.call('HMGET', record, 'lifetime', 'seen', 'size', 'renewed', 'failed'))
+if is_own and not lifetime and not redis.call('ZSCORE', due, group_id) then
+    return {'unknown'}
+end
 if lifetime then
     lifetime = number(lifetime) or LONGEST_SECONDS
     expires, group_expires = lifetime, lifetime

@@ -1,5 +1,6 @@
 -- Start to count a chord. Applied again, a frozen one has the same id.
-local now, when, lifetime, header, body, signatures = unpack(ARGV, 2)
+-- Its size comes along where Celery does not tell it later.
+local now, when, lifetime, header, body, signatures, size = unpack(ARGV, 2)
 
 if redis.call('GET', c) == 'done' then
     redis.call('DEL', j) -- the parts of one that has failed
@@ -10,6 +11,10 @@ for name, value in pairs({header = header, body = body, signatures = signatures}
     if value ~= '' then
         redis.call('HSET', record, name, value)
     end
+end
+if size ~= '' then
+    redis.call('HSET', record, 'size', size)
+    redis.call('SET', s, size, 'EX', lifetime)
 end
 redis.call('EXPIRE', record, lifetime)
 -- A worker without the patches deletes it with the parts and the size, and never without them: where

@@ -21,7 +21,7 @@ from kombu.exceptions import EncodeError
 from ...engine.patch import Defect, Patch
 from ...engine.versions import celery_5_5, celery_5_7
 from ...errors import OUTSIDE, ChordEnded
-from ...ledger.access import ledger_of, ledger_on
+from ...ledger.access import ledger_beside, ledger_beside_on
 from ...ledger.checked import body_of
 from ...ledger.model import LONGEST_SECONDS
 from ...ledger.packing import header_of
@@ -31,6 +31,7 @@ from ...log import is_reported, warn_once
 from ...policy import timeout_of
 from ...recovery.checkup import checkup
 from ...recovery.evidence import examine
+from ...upstream import stores
 from ...upstream.results import delete_expired, read_results
 from ...upstream.signatures import task_ids, waiting_for
 
@@ -66,7 +67,7 @@ def apply_chord(
     wrapped: Any, backend: Any, args: Any, kwargs: Any, *, header_result_args: Any, body: Any
 ) -> Any:
     group_id, results = header_result_args
-    ledger = ledger_of(backend)
+    ledger = ledger_beside(backend)
     if ledger is None:
         return wrapped(*args, **kwargs)
     run = starting.run_of(group_id) if starting.is_lazy(results) else None
@@ -109,7 +110,9 @@ def store_result(
     wrapped: Any, backend: Any, args: Any, kwargs: Any, *, task_id: Any, state: Any, request: Any
 ) -> Any:
     is_part = state in states.READY_STATES and _is_member(request) and request.id == task_id
-    ledger = ledger_of(backend) if is_part else None
+    # What is counted in another store is counted when the part is returned.
+    is_here = is_part and not stores.has_store(backend.app)
+    ledger = ledger_beside(backend) if is_here else None
     if ledger is None:
         return wrapped(*args, **kwargs)
     with ledger.asking(request.group) as token:
@@ -150,7 +153,7 @@ def on_chord_part_return(
     wrapped(*args, **kwargs)
     if not _is_member(request) or counting.is_counted(request):
         return
-    ledger = ledger_of(backend)
+    ledger = ledger_beside(backend)
     if ledger is not None:
         counting.count(ledger, request, state, result)
         if not ledger.may_count():
@@ -164,7 +167,7 @@ def on_chord_part_return(
 def add_to_chord(
     wrapped: Any, backend: Any, args: Any, kwargs: Any, *, chord_id: Any, result: Any
 ) -> Any:
-    ledger = ledger_of(backend)
+    ledger = ledger_beside(backend)
     if ledger is None:
         return wrapped(*args, **kwargs)
     if not ledger.add(chord_id, header_of([result])):
@@ -178,7 +181,7 @@ def add_to_chord(
 @patch.wraps("celery.backends.database", "DatabaseBackend.cleanup", until=celery_5_7)
 @patch.wraps("celery.backends.database", "DatabaseBackend._cleanup", since=celery_5_7)
 def cleanup(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
-    ledger = ledger_of(backend) if backend.expires else None
+    ledger = ledger_beside(backend) if backend.expires else None
     if ledger is None or not ledger.is_there():
         # Where its tables were dropped there are no live chords.
         wrapped(*args, **kwargs)
@@ -204,7 +207,7 @@ def _is_settled_later(app: Any, record: Any) -> bool:
 @patch.wraps("celery.backends.database", "DatabaseBackend._create_tables", since=celery_5_5)
 def create_tables(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
     wrapped(*args, **kwargs)
-    ledger_of(backend)
+    ledger_beside(backend)
 
 
 @patch.wraps_task("celery.chord_unlock", "apply_async")
@@ -250,7 +253,7 @@ def _look(poll: Poll) -> tuple[float | None, bool]:
     pace = poll.asked_delay
     if pace is None:
         pace = safety_net.next_delay(poll.app, poll.retries, poll.body)
-    ledger = ledger_on(poll.app.backend, asked=False)
+    ledger = ledger_beside_on(poll.app.backend, asked=False)
     try:
         if ledger is not None:
             return _check(ledger, poll, pace), False
@@ -273,7 +276,7 @@ def _look_without_rights(poll: Poll, pace: float) -> tuple[float | None, bool]:
     from a row of the body's result they see that it was ended here.
     """
     backend = poll.app.backend
-    ledger = ledger_of(backend, asked=False, is_read=True)
+    ledger = ledger_beside(backend, asked=False, is_read=True)
     if ledger is not None:
         try:
             record = ledger.read(poll.group_id)
@@ -299,7 +302,7 @@ def _look_without_rights(poll: Poll, pace: float) -> tuple[float | None, bool]:
 
 def _close(poll: Poll) -> None:
     """Forget a chord that was ended without the ledger, if that is allowed."""
-    ledger = ledger_of(poll.app.backend, asked=False, is_read=True)
+    ledger = ledger_beside(poll.app.backend, asked=False, is_read=True)
     if ledger is not None:
         with suppress(Exception):
             ledger.close(poll.group_id)

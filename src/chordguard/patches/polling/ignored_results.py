@@ -17,7 +17,7 @@ from celery import states
 
 from ...engine.patch import COUNTING, POLLED, SQL, Defect, Patch
 from ...engine.versions import celery_5_5
-from ...ledger.access import ledger_of
+from ...ledger.access import ledger_beside
 from ...lifecycle import counting
 from ...lifecycle.polling import Poll
 from ...log import warn_once
@@ -82,7 +82,7 @@ def _is_kept(backend: Any, request: Any, is_ignored: bool) -> bool:
     if counting.is_counted(request):
         return True
     try:
-        ledger = ledger_of(backend) if is_ignored else None
+        ledger = ledger_beside(backend) if is_ignored else None
         if ledger is not None and ledger.has(request.group):
             return True
         return request.id in ready_states(backend, [request.id])

@@ -16,7 +16,7 @@ from typing import Any
 from ...engine.patch import Defect, Patch
 from ...engine.versions import celery_5_7
 from ...errors import ChordEnded
-from ...ledger.access import ledger_of
+from ...ledger.access import ledger_beside
 from ...ledger.packing import header_of
 from ...lifecycle import counting, starting
 from ...log import warn_once
@@ -58,7 +58,7 @@ def apply_chord(
 ) -> Any:
     wrapped(*args, **kwargs)
     group_id, results = header_result_args
-    ledger = ledger_of(backend)
+    ledger = ledger_beside(backend)
     if ledger is None:
         return
     try:
@@ -98,7 +98,7 @@ def set_chord_size(
 ) -> Any:
     if group_id is NOT_COUNTED:
         return
-    ledger = ledger_of(backend)
+    ledger = ledger_beside(backend)
     run = starting.run_of(group_id)
     if ledger is None:
         wrapped(*args, **kwargs)
@@ -120,7 +120,7 @@ def set_chord_size(
 def add_to_chord(
     wrapped: Any, backend: Any, args: Any, kwargs: Any, *, group_id: Any, result: Any
 ) -> Any:
-    ledger = ledger_of(backend)
+    ledger = ledger_beside(backend)
     if ledger is None:
         wrapped(*args, **kwargs)
         return
@@ -147,7 +147,7 @@ def on_chord_part_return(
 ) -> Any:
     if not request.group or not request.id:
         return
-    ledger = ledger_of(backend)
+    ledger = ledger_beside(backend)
     if ledger is None:
         wrapped(*args, **kwargs)
         return

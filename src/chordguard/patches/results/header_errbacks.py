@@ -14,7 +14,7 @@ from typing import Any
 from ...engine.patch import Defect, Patch
 from ...engine.versions import celery_5_3
 from ...lifecycle.errbacks import left_to_chord
-from ...upstream import backends
+from ...upstream import stores
 
 patch = Patch(
     "header_errbacks",
@@ -29,7 +29,7 @@ patch = Patch(
 
 @patch.wraps("celery.backends.base", "Backend._call_task_errbacks", takes={"request": 0})
 def call_task_errbacks(wrapped: Any, backend: Any, args: Any, kwargs: Any, *, request: Any) -> Any:
-    left = left_to_chord(request) if backends.takes_chords(backend) else []
+    left = left_to_chord(request) if stores.is_served(backend) else []
     if not left:
         return wrapped(*args, **kwargs)
     errbacks = request.errbacks

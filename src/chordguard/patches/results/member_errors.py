@@ -16,7 +16,7 @@ from celery import states
 
 from ...engine.patch import Defect, Patch
 from ...lifecycle.waiting import app_of_waiting
-from ...upstream import backends
+from ...upstream import stores
 
 patch = Patch(
     "member_errors",
@@ -39,7 +39,7 @@ def _has_failed(result: Any) -> bool:
     """Tell whether the error is the one that was stored, not one of waiting."""
     cache = result._cache
     is_failed = cache is not None and cache["status"] in states.PROPAGATE_STATES
-    return is_failed and backends.takes_chords(result.backend)
+    return is_failed and stores.is_served(result.backend)
 
 
 def _follows_parents(

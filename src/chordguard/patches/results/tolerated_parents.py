@@ -12,7 +12,7 @@ from typing import Any
 from ... import settings
 from ...engine.patch import Defect, Patch
 from ...policy import tolerates
-from ...upstream import backends
+from ...upstream import stores
 
 patch = Patch(
     "tolerated_parents",
@@ -46,7 +46,7 @@ def run(wrapped: Any, chord: Any, args: Any, kwargs: Any, *, body: Any) -> Any:
 @patch.wraps("celery.result", "AsyncResult._parents")
 def parents(wrapped: Any, result: Any, args: Any, kwargs: Any) -> Any:
     nodes = wrapped(*args, **kwargs)
-    if not backends.takes_chords(result.backend):
+    if not stores.is_served(result.backend):
         return nodes
     return [node for node in nodes if not _is_tolerated(node, result.app)]
 

@@ -20,8 +20,8 @@ from ...engine.patch import Defect, Patch
 from ...engine.versions import celery_5_7
 from ...lifecycle import counting
 from ...lifecycle.failing import fail_chained, is_awaited
-from ...upstream import backends
-from ...upstream.results import read_results
+from ...upstream import stores
+from ...upstream.results import StoredResult, read_results
 
 logger = logging.getLogger("chordguard")
 
@@ -32,6 +32,9 @@ patch = Patch(
 
 #: Set on the request of a task that runs again under its id.
 _RUNS_AGAIN = "_chordguard_runs_again"
+
+#: Set on the request of a task that stored a ready state for itself: that, and the result.
+_STORED = "_chordguard_stored"
 
 
 def app_of_task(instance: Any, args: tuple[Any, ...]) -> Any:
@@ -71,6 +74,17 @@ def replace(wrapped: Any, task: Any, args: Any, kwargs: Any) -> Any:
         raise
 
 
+@patch.wraps("celery.app.task", "Task.update_state", takes={"task_id": 0, "state": 1, "meta": 2})
+def update_state(
+    wrapped: Any, task: Any, args: Any, kwargs: Any, *, task_id: Any, state: Any, meta: Any
+) -> Any:
+    updated = wrapped(*args, **kwargs)
+    request = task.request
+    if request.chord and state in states.READY_STATES and task_id in (None, request.id):
+        setattr(request, _STORED, StoredResult(request.id, state, meta))
+    return updated
+
+
 @patch.wraps("celery.app.base", "Celery.send_task", app_of=lambda app, _: app)
 def send_task(wrapped: Any, app: Any, args: Any, kwargs: Any) -> Any:
     sent = wrapped(*args, **kwargs)
@@ -85,9 +99,10 @@ def _end(task: Any, request: Any, exc: Any, is_copy: bool = False) -> None:
     if request.is_eager or getattr(request, _RUNS_AGAIN, False):
         return
     backend = task.backend
-    if not backends.takes_chords(backend) or not is_awaited(request):
+    if not stores.is_served(backend) or not is_awaited(request):
         return
-    stored = read_results(backend, [request.id]).get(request.id)
+    # The result backend may be one that cannot be read.
+    stored = read_results(backend, [request.id]).get(request.id, getattr(request, _STORED, None))
     state, result = states.FAILURE, exc
     if stored is not None and stored.is_ready:
         state, result = stored.state, stored.value

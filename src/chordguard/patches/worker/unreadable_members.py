@@ -17,7 +17,7 @@ from celery import states
 from ...engine.patch import Defect, Patch
 from ...lifecycle.failing import fail_chained, is_awaited
 from ...lifecycle.unrun import member_of, request_of
-from ...upstream import backends
+from ...upstream import stores
 from ...upstream.results import ready_states
 
 logger = logging.getLogger("chordguard")
@@ -54,7 +54,7 @@ def _count(consumer: Any, message: Any, exc: Exception) -> None:
     """Count the task of the message as failed, if a chord waits for it."""
     try:
         backend = consumer.app.backend
-        if backends.takes_chords(backend):
+        if stores.is_served(backend):
             _fail(backend, message, exc)
     except Exception:
         # The consumer lives on; the chord is settled after chord_timeout.

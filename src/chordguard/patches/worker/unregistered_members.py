@@ -17,7 +17,7 @@ from celery.exceptions import NotRegistered
 from ...engine.patch import Defect, Patch
 from ...lifecycle.failing import fail_chained
 from ...lifecycle.unrun import member_of, request_of
-from ...upstream import backends
+from ...upstream import stores
 
 logger = logging.getLogger("chordguard")
 
@@ -31,7 +31,7 @@ patch = Patch(
 def on_unknown_task(wrapped: Any, consumer: Any, args: Any, kwargs: Any, *, message: Any) -> Any:
     handled = wrapped(*args, **kwargs)
     backend = consumer.app.backend
-    if not backends.takes_chords(backend):
+    if not stores.is_served(backend):
         return handled
     try:
         request = request_of(message) or member_of(backend, message)
