@@ -8,6 +8,7 @@ https://github.com/celery/celery/issues/4337 https://github.com/celery/celery/is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from celery.exceptions import NotRegistered
@@ -32,12 +33,7 @@ ROUTING = "chordguard_routing"
 
 @patch.wraps("celery.backends.base", "Backend.fallback_chord_unlock", takes={"body": 1})
 def fallback_chord_unlock(wrapped: Any, backend: Any, args: Any, kwargs: Any, *, body: Any) -> Any:
-    stamps = body.options.get("stamped_headers") or ()
-    routing = {
-        option: body.options[option]
-        for option in ("exchange", "exchange_type", "routing_key", "headers")
-        if option not in stamps and body.options.get(option) is not None
-    }
+    routing = _routing_in(body.options, "exchange", "exchange_type", "routing_key", "headers")
     exchange_type = routing.get("exchange_type") or _type_of_exchange(backend.app, body)
     if exchange_type:
         routing["exchange_type"] = kwargs[EXCHANGE_TYPE] = exchange_type
@@ -57,7 +53,20 @@ def retry_unlock(wrapped: Any, task: Any, args: Any, kwargs: Any) -> Any:
     exchange_type = (signature.kwargs or {}).get(EXCHANGE_TYPE)
     if exchange_type:
         signature.options.setdefault("exchange_type", exchange_type)
+    if not signature.options.get("headers") and len(signature.args or ()) > 1:
+        # Up to 5.2 a request forgets the headers of its message.
+        _, body = signature.args[:2]
+        signature.options.update(_routing_in(body.get("options") or {}, "headers"))
     return signature
+
+
+def _routing_in(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    stamps = options.get("stamped_headers") or ()
+    return {
+        name: options[name]
+        for name in names
+        if name not in stamps and options.get(name) is not None
+    }
 
 
 def _type_of_exchange(app: Any, body: Any) -> str | None:
