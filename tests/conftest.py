@@ -84,6 +84,13 @@ def require(servers: Servers) -> Callable[..., None]:
     return check
 
 
+def needed_by(backend: str) -> set[str]:
+    """Return the servers that a result backend needs; skip the test where its package is absent."""
+    if backend in harness.DJANGO_BACKENDS and importlib.util.find_spec("django") is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("Django is not installed")
+    return {harness.DJANGO_BACKENDS.get(backend, backend)} - {"sqlite"}
+
+
 @pytest.fixture
 def clusters(
     clusters_kept: harness.Clusters, require: Callable[..., None]
@@ -91,11 +98,11 @@ def clusters(
     """Return `harness.Clusters.__call__`, for tests that want to say themselves what they need."""
 
     def get(backend: str = "redis", broker: str = "redis", **options: Any) -> harness.Cluster:
-        require(broker, *({backend} - {"sqlite"}))
+        require(broker, *needed_by(backend))
         return clusters_kept(backend, broker, **options)
 
     def alone(backend: str = "redis", broker: str = "redis", **options: Any) -> Any:
-        require(broker, *({backend} - {"sqlite"}))
+        require(broker, *needed_by(backend))
         return clusters_kept.alone(backend, broker, **options)
 
     get.alone = alone  # type: ignore[attr-defined]
@@ -206,7 +213,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         # To chords it is one more SQL database, and a slow one: the ledger's own tests run on it.
-        if "mysql" in parameters.values() and not item.nodeid.startswith("tests/unit/"):
+        if {"mysql", "django-mysql"} & {
+            *map(str, parameters.values())
+        } and not item.nodeid.startswith("tests/unit/"):
             item.add_marker(pytest.mark.nightly)
         if item.nodeid.startswith(FOR_NEWEST):
             item.add_marker(pytest.mark.newest)

@@ -33,6 +33,7 @@ from kombu.utils.encoding import safe_repr
 
 from tests import servers, tasks
 from tests.app_factory import LiveSettings, make_app
+from tests.django import project
 from tests.worker import main_of_fork
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BACKENDS = ("redis", "sqlite", "postgresql", "mysql")
+DJANGO_BACKENDS = project.BACKENDS
 BROKERS = ("redis", "rabbitmq")
 ROOT = Path(__file__).parent.parent
 
@@ -91,16 +93,21 @@ class Stack:
         self.name = f"cg-{uuid.uuid4().hex[:12]}"
         self._found = found
         broker_server = found.get(broker)
-        database: Any = found.get(backend) if backend in ("postgresql", "mysql") else None
+        #: The database server or file; `backend` may reach it by way of Django.
+        self.database = DJANGO_BACKENDS.get(backend, backend)
+        on_server = self.database in ("postgresql", "mysql")
+        database: Any = found.get(self.database) if on_server else None
         self.broker_url = broker_server.url
         self.folder = Path(tempfile.mkdtemp(prefix="chordguard-test-"))
         if database is not None:
             self.database_url = database.kind.create_database(database)
-        elif backend == "sqlite":
+        elif self.database == "sqlite":
             self.database_url = f"sqlite:///{self.folder / 'results.sqlite'}"
         else:
             self.database_url = None
-        if self.database_url:
+        if backend in DJANGO_BACKENDS:
+            self.result_url = "django-db"
+        elif self.database_url:
             create_result_tables(self.database_url)
             self.result_url = f"db+{self.database_url}"
         else:
@@ -127,12 +134,25 @@ class Stack:
             defaults["result_backend_transport_options"] = {"global_keyprefix": f"{self.name}:"}
         if self.broker == "redis":
             defaults["broker_transport_options"] = {"global_keyprefix": f"{self.name}:"}
-        return {
+        config = {
             "name": self.name,
             "tasks": "tests.tasks",
             "live": str(self.folder / "live.json"),
             "settings": {**defaults, **(settings or {})},
         }
+        if self.backend in DJANGO_BACKENDS:
+            config["django"] = self._project()
+        return config
+
+    def _project(self) -> dict[str, Any]:
+        """Return the Django project of this stack, whose tables are created."""
+        wanted = {
+            "databases": {"default": project.database_of(self.database, self.database_url)},
+            "apps": list(project.APPS),
+        }
+        project.use(wanted)
+        project.migrate()
+        return wanted
 
     def close(self) -> None:
         """Remove the queues, the database and the files."""
@@ -141,8 +161,8 @@ class Stack:
                 delete_keys(url, f"{self.name}:*")
         if self.broker != "redis":
             delete_queues(self.broker_url, self.name)
-        if self.backend in ("postgresql", "mysql"):
-            database: Any = self._found.get(self.backend)
+        if self.database in ("postgresql", "mysql"):
+            database: Any = self._found.get(self.database)
             database.kind.drop_database(database, self.database_url)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -325,6 +345,8 @@ def running_worker(
         log = folder / "worker.log"
         log.touch()
         env = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+        if "django" in config:
+            env.update(project.IN_WORKER)
         process: subprocess.Popen[bytes] | Fork
         if python == sys.executable and pool not in GREEN_POOLS:
             process = Fork(folder / "options.json", log, env)
@@ -581,6 +603,8 @@ class Clusters:
             self._kept[key][0].set_live(live)
         self._kept.move_to_end(key)
         cluster = self._kept[key][0]
+        if "django" in cluster.config:
+            project.use(cluster.config["django"])
         # Canvases ask for the current app here and there.
         cluster.app.set_current()
         return cluster

@@ -61,7 +61,16 @@ def ledger_of_kind(backend: Any) -> Any:
         from .redis import RedisLedger
 
         return RedisLedger(backend)
-    if not backends.is_database(backend) or hooks.polls_itself(backend.app):
+    if hooks.polls_itself(backend.app):
+        return None
+    if backends.is_django(backend):
+        if not backends.has_django_app():
+            return None
+        # Its models need a Django that is set up, without which there is no such backend.
+        from .django import DjangoLedger
+
+        return DjangoLedger(backend)
+    if not backends.is_database(backend):
         return None
     # It needs SQLAlchemy, without which there is no such backend.
     from .sql import DatabaseLedger

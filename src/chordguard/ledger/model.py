@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     "LONGEST_SECONDS",
+    "ChordUnknown",
     "Claim",
     "Ledger",
     "Outstanding",
@@ -89,6 +90,10 @@ class Record:
         return self.size is not None and self.returned >= self.size
 
 
+class ChordUnknown(ChordguardError):
+    """A part is one of a chord that is not in the ledger, or not yet; its result is stored."""
+
+
 class RecordLost(ChordguardError):
     """A part of a chord was counted whose record the store has lost; it may be written anew."""
 
@@ -158,6 +163,10 @@ class Ledger(ABC):
 
     def keep_engine(self) -> None:
         """Keep a connection between calls in this thread, outside the children of a pool, too."""
+        return
+
+    def pause(self) -> None:
+        """Give back what this thread holds between two looks of a watchdog."""
         return
 
     @abstractmethod

@@ -29,29 +29,29 @@ nevertheless (deadlock, serialization, busy) is retried by the backend's own pol
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from celery import states
-from kombu.utils.encoding import ensure_bytes
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import OUTSIDE
-from ..upstream.results import Results, StoredResult, chunks, read_results, ready_states, unreadable
+from ..upstream.results import chunks
 from . import claims, counters
-from .checked import ChordUnreadable, header_in, in_a_line
+from .beside import BesideResults
+from .checked import header_in, in_a_line
 from .claims import new_token
 from .database import LedgerDatabase
-from .model import Claim, Ledger, Outstanding, Part, Record
+from .model import Claim, Part, Record
 from .packing import Header, joined, leaf_ids, pack
-from .parts import Counted, Elsewhere, count_part
-from .tables import insert_into, record_of_row
+from .parts import Counted, Elsewhere, count_part, expect_more, spread
+from .rows import record_of_row
+from .tables import insert_into
 
 __all__ = ("DatabaseLedger",)
 
 
-class DatabaseLedger(LedgerDatabase, Ledger):
+class DatabaseLedger(LedgerDatabase, BesideResults):
     """The live chords of one SQL result backend.
 
     Arguments:
@@ -89,7 +89,7 @@ class DatabaseLedger(LedgerDatabase, Ledger):
             is_large = counters.how_many(len(ids)) > 0
             with self._transaction(is_one_statement=not is_large) as connection:
                 dialect = connection.dialect.name
-                number = counters.spread(self.tables, connection, group_id, ids)
+                number = spread(self.tables, connection, group_id, ids)
                 insert = insert_into(self.tables.chord, dialect)
                 connection.execute(insert, {**values, "counters": number})
 
@@ -125,28 +125,18 @@ class DatabaseLedger(LedgerDatabase, Ledger):
                 ids = set(leaf_ids(header))
                 if number:
                     added = ids - set(leaf_ids(known))
-                    counters.expect_more(tables, connection, group_id, added, number)
+                    expect_more(tables, connection, group_id, added, number)
                 elif size is None and is_all:
                     done = connection.execute(tables.read_members, this).scalars()
-                    spread = counters.spread(tables, connection, group_id, ids, list(done))
-                    if spread:
-                        connection.execute(tables.spread, {**this, "number": spread})
+                    number = spread(tables, connection, group_id, ids, list(done))
+                    if number:
+                        connection.execute(tables.spread, {**this, "number": number})
                 members = len(ids) if is_all or size is not None else None
                 values = {**this, "members": members, "text": pack(header)}
                 connection.execute(tables.set_header, values)
             return True
 
         return self._retried(write_header)
-
-    def part_of(self, request: Any, state: str, result: Any, *, is_ignored: bool) -> Part:
-        has_failed = state in states.PROPAGATE_STATES
-        if not is_ignored:
-            return Part(request.id, has_failed=has_failed)
-        payload = self.backend.encode([state, self.backend.encode_result(result, state)])
-        return Part(request.id, ensure_bytes(payload), has_failed=has_failed)  # type: ignore[no-untyped-call]
-
-    def part_from(self, result: StoredResult, index: int) -> Part:
-        return Part(result.task_id, has_failed=result.failed)
 
     def count(self, group_id: str, part: Part, token: str | None = None) -> Claim | None:
         token = token or new_token()
@@ -245,66 +235,25 @@ class DatabaseLedger(LedgerDatabase, Ledger):
         rows = self._read(self.tables.read_chord(self.tables.chord.c.signatures), group_id)
         return rows[0][0] if rows else None
 
-    def outstanding(self, headers: Mapping[str, Header]) -> dict[str, Outstanding]:
-        counted: dict[str, set[str]] = {group_id: set() for group_id in headers}
-        for chunk in chunks(list(headers)):
+    def counted_in(self, group_ids: Sequence[str]) -> dict[str, set[str]]:
+        counted: dict[str, set[str]] = {group_id: set() for group_id in group_ids}
+        for chunk in chunks(group_ids):
             for group_id, task_id in self._select(self.tables.read_members_of, {"chords": chunk}):
                 counted[group_id].add(task_id)
-        rest = {
-            group_id: list(dict.fromkeys(i for i in leaf_ids(header) if i not in counted[group_id]))
-            for group_id, header in headers.items()
-        }
-        ready = ready_states(self.backend, [id_ for ids in rest.values() for id_ in ids])
-        return {
-            group_id: Outstanding(
-                tuple(id_ for id_ in ids if id_ not in ready),
-                tuple(StoredResult(id_, ready[id_], None) for id_ in ids if id_ in ready),
-            )
-            for group_id, ids in rest.items()
-        }
+        return counted
 
-    def vanished(self, group_id: str, header: Header) -> list[str]:
-        # What a part brought along is kept beside it.
-        rows = self._read(self.tables.read_plain_members, group_id)
-        counted = {task_id for (task_id,) in rows}
-        ids = [task_id for task_id in leaf_ids(header) if task_id in counted]
-        ready = ready_states(self.backend, ids)
-        return [task_id for task_id in dict.fromkeys(ids) if task_id not in ready]
+    def plain_members(self, group_id: str) -> set[str]:
+        return {task_id for (task_id,) in self._read(self.tables.read_plain_members, group_id)}
 
     def has(self, group_id: str) -> bool:
         """Tell whether a chord is live here; cheaper than to read it."""
         return bool(self._read(self.tables.read_chord(self.tables.chord.c.id), group_id))
-
-    def collect(self, claim: Claim) -> tuple[Header, Results]:
-        header = claim.header
-        if header is None:
-            raise ChordUnreadable("its members are not known: its header is missing or damaged")
-        ids = list(leaf_ids(header))
-        results = read_results(self.backend, ids)
-        if results.have_succeeded(ids):
-            return header, results
-        ready = Results(result for result in results.values() if result.is_ready)
-        if len(ready) < len(set(ids)):
-            for task_id, payload in self.payloads(claim.group_id).items():
-                ready.add(*self._brought(task_id, payload))
-        return header, ready
-
-    def _brought(self, task_id: str, payload: Any) -> StoredResult:
-        """Return the result that a part brought along."""
-        try:
-            state, value = self.backend.decode(payload)
-            return StoredResult(task_id, str(state), value)
-        except OUTSIDE:
-            raise
-        except Exception as exc:  # noqa: BLE001 - whatever was stored
-            return unreadable(task_id, in_a_line(exc))
 
     def counted(self, group_id: str) -> set[str]:
         """Return the ids of the members that were counted."""
         return {task_id for (task_id,) in self._read(self.tables.read_members, group_id)}
 
     def payloads(self, group_id: str) -> dict[str, bytes]:
-        """Return what parts brought along, by task id (see :class:`Part`)."""
         return dict(self._read(self.tables.read_payloads, group_id))
 
     def claim(self, group_id: str, token: str | None = None) -> Claim | None:

@@ -115,7 +115,7 @@ class Poll:
         given = kwargs.get("GroupResult")
         ours = given is None or isinstance(getattr(given, "__self__", None), cls)
         is_celerys = not hooks.polls_itself(task.app)
-        return ours and is_celerys and backends.is_database(task.app.backend)
+        return ours and is_celerys and backends.keeps_rows(task.app.backend)
 
     @property
     def app(self) -> Celery:

@@ -30,6 +30,13 @@ from .database import (
     tolerant_unlock,
     wide_results,
 )
+from .django import (
+    django_abandoned_counters,
+    django_atomic_results,
+    django_counted_chords,
+    django_ignored_results,
+    django_tolerant_parts,
+)
 from .redis import collected_results, counted_parts, tolerant_parts
 from .results import (
     chain_failures,
@@ -96,6 +103,11 @@ ORDER = (
     atomic_results,
     ignored_results,
     counted_chords,
+    django_tolerant_parts,
+    django_atomic_results,
+    django_ignored_results,
+    django_counted_chords,
+    django_abandoned_counters,
     bulk_headers,
     half_sent_chords,
 )

@@ -88,7 +88,7 @@ def diagnose_all(
     ids = ledger.group_ids() if group_ids is None else group_ids
     found = {each.group_id: each for each in examine_all(ledger, ids, is_thorough=True)}
     pollers = {
-        id_: safety_net.unlock_id(id_) if backends.is_database(app.backend) else None
+        id_: safety_net.unlock_id(id_) if backends.keeps_rows(app.backend) else None
         for id_, each in found.items()
         if each.kind == RUNNING and each.missing
     }

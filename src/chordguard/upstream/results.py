@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from celery import states
 
@@ -27,6 +27,8 @@ __all__ = (
     "stored_result",
     "unreadable",
 )
+
+T = TypeVar("T")
 
 #: How many results one statement, or one command, reads.
 CHUNK = 500
@@ -120,7 +122,11 @@ def read_results(backend: Any, task_ids: Sequence[str]) -> Results:
 
     One MGET or SELECT for each :data:`CHUNK` ids, retried by the backend's own policy.
     """
-    read = _read_from_redis if backends.is_redis(backend) else _read_from_database
+    read = _read_from_database
+    if backends.is_redis(backend):
+        read = _read_from_redis
+    elif backends.is_django(backend):
+        read = _read_from_django
     return Results(result for chunk in chunks(task_ids) for result in read(backend, chunk))
 
 
@@ -137,6 +143,11 @@ def delete_expired(backend: Any, spared: Any) -> None:
         backend: The result backend.
         spared: A statement that selects the ids of the tasks whose results stay.
     """
+    if backends.is_django(backend):
+        from . import django
+
+        django.delete_expired(backend, spared)
+        return
     before = datetime.now(timezone.utc).replace(tzinfo=None) - backend.expires
     task, group = backend.task_cls, backend.taskset_cls
     _delete(backend, task, (task.date_done < before) & task.task_id.not_in(spared))
@@ -152,6 +163,12 @@ def ready_states(backend: Any, task_ids: Sequence[str]) -> dict[str, str]:
             if meta["status"] in states.READY_STATES
         }
     found: dict[str, str] = {}
+    if backends.is_django(backend):
+        from . import django
+
+        for chunk in chunks(task_ids):
+            found.update(django.ready_rows(backend, chunk))
+        return found
     for chunk in chunks(task_ids):
         task = backend.task_cls
         found.update(
@@ -164,7 +181,7 @@ def ready_states(backend: Any, task_ids: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def chunks(items: Sequence[str]) -> Iterator[Sequence[str]]:
+def chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
     """Yield `items` in slices of :data:`CHUNK`."""
     return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
 
@@ -254,6 +271,17 @@ def unreadable(task_id: str, reason: str) -> StoredResult:
 def _read_from_redis(backend: Any, task_ids: Sequence[str]) -> Iterator[StoredResult]:
     for task_id, meta in read_metas(backend, task_ids):
         yield StoredResult(task_id, meta["status"], meta["result"])
+
+
+def _read_from_django(backend: Any, task_ids: Sequence[str]) -> Iterator[StoredResult]:
+    from . import django
+
+    for task_id, state, value, exc in django.decoded_rows(backend, task_ids):
+        if exc is not None and state in states.READY_STATES:
+            yield unreadable(task_id, f"{type(exc).__name__}: {exc}")
+        else:
+            # One that is not done may still store another.
+            yield StoredResult(task_id, state, value)
 
 
 def _read_from_database(backend: Any, task_ids: Sequence[str]) -> Iterator[StoredResult]:

@@ -8,8 +8,10 @@ import pytest
 from celery.utils import uuid
 
 from chordguard.ledger.redis import RedisLedger
+from tests.conftest import needed_by
+from tests.django import project
 from tests.harness import create_result_tables, delete_keys
-from tests.unit.ledger.chords import SQL, app_on, ledger_on, on, start
+from tests.unit.ledger.chords import SQL, app_on, ledger_on, ledger_on_django, on, start
 
 
 @pytest.fixture(scope="package")
@@ -18,6 +20,7 @@ def new_database(servers, tmp_path_factory):
     with contextlib.ExitStack() as closing:
 
         def create(kind):
+            kind = project.BACKENDS.get(kind, kind)
             if kind == "sqlite":
                 return f"sqlite:///{tmp_path_factory.mktemp('database') / 'results.sqlite'}"
             server = servers.get(kind)
@@ -32,14 +35,25 @@ def new_database(servers, tmp_path_factory):
 @pytest.fixture(scope="package")
 def shared(new_database):
     """Return a function that returns the ledger that the tests on a database share."""
-    ledgers = {}
+    ledgers, projects = {}, {}
 
     def get(kind):
         if kind not in ledgers:
-            url = new_database(kind)
-            create_result_tables(url)
-            ledgers[kind] = ledger_on(url)
+            ledgers[kind] = ledger_on_new(kind)
+        if kind in project.BACKENDS:
+            project.use(projects[kind])
         return ledgers[kind]
+
+    def ledger_on_new(kind):
+        url = new_database(kind)
+        if kind not in project.BACKENDS:
+            create_result_tables(url)
+            return ledger_on(url)
+        database = project.database_of(project.BACKENDS[kind], url.partition("?")[0])
+        projects[kind] = {"databases": {"default": database}, "apps": list(project.APPS)}
+        project.use(projects[kind])
+        project.migrate()
+        return ledger_on_django()
 
     return get
 
@@ -60,14 +74,14 @@ def redis_ledger(servers):
         backend.client.connection_pool.disconnect()
 
 
-@pytest.fixture(params=on("redis", *SQL))
+@pytest.fixture(params=on("redis", *SQL, *project.BACKENDS))
 def kind(request):
     return request.param
 
 
 @pytest.fixture
 def ledger(request, kind, require):
-    require(*({kind} - {"sqlite"}))
+    require(*needed_by(kind))
     if kind == "redis":
         return request.getfixturevalue("redis_ledger")()
     ledger = request.getfixturevalue("shared")(kind)

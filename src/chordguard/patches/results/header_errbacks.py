@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...engine.patch import REDIS, SQL, Defect, Patch
+from ...engine.patch import DJANGO, REDIS, SQL, Defect, Patch
 from ...engine.versions import celery_5_3
 from ...lifecycle.errbacks import left_to_chord
 from ...upstream import backends
@@ -24,7 +24,7 @@ patch = Patch(
         since=celery_5_3,
     ),
     is_opt_in=True,
-    backends=(REDIS, SQL),
+    backends=(REDIS, SQL, DJANGO),
 )
 
 

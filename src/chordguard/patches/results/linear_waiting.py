@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...engine.patch import REDIS, SQL, Defect, Patch
+from ...engine.patch import DJANGO, REDIS, SQL, Defect, Patch
 from ...lifecycle.waiting import ParentsWatch, app_of_waiting
 from ...upstream import backends
 
 patch = Patch(
     "linear_waiting",
     Defect("C8", "waiting for a large chord makes it many times slower"),
-    backends=(REDIS, SQL),
+    backends=(REDIS, SQL, DJANGO),
 )
 
 

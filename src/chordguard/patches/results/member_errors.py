@@ -14,14 +14,14 @@ from typing import Any
 
 from celery import states
 
-from ...engine.patch import REDIS, SQL, Defect, Patch
+from ...engine.patch import DJANGO, REDIS, SQL, Defect, Patch
 from ...lifecycle.waiting import app_of_waiting
 from ...upstream import backends
 
 patch = Patch(
     "member_errors",
     Defect("A18", "get() raises a ChordError instead of the member's error now and then"),
-    backends=(REDIS, SQL),
+    backends=(REDIS, SQL, DJANGO),
 )
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 from ... import settings
-from ...engine.patch import REDIS, SQL, Defect, Patch
+from ...engine.patch import DJANGO, REDIS, SQL, Defect, Patch
 from ...policy import tolerates
 from ...upstream import backends
 
 patch = Patch(
     "tolerated_parents",
     Defect("A1c", "result.get() raises the error of a header task that was tolerated"),
-    backends=(REDIS, SQL),
+    backends=(REDIS, SQL, DJANGO),
 )
 
 #: Set on the result of a chord's header where the chord is made: whether it is tolerant.

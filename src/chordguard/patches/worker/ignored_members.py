@@ -16,7 +16,7 @@ from celery import states
 from celery._state import get_current_task
 from celery.exceptions import Ignore
 
-from ...engine.patch import REDIS, SQL, Defect, Patch
+from ...engine.patch import DJANGO, REDIS, SQL, Defect, Patch
 from ...engine.versions import celery_5_7
 from ...lifecycle import counting
 from ...lifecycle.failing import fail_chained, is_awaited
@@ -28,7 +28,7 @@ logger = logging.getLogger("chordguard")
 patch = Patch(
     "ignored_members",
     Defect("A10", "a header task raises Ignore: the chord hangs"),
-    backends=(REDIS, SQL),
+    backends=(REDIS, SQL, DJANGO),
 )
 
 #: Set on the request of a task that runs again under its id.

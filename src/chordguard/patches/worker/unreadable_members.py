@@ -14,7 +14,7 @@ from typing import Any
 
 from celery import states
 
-from ...engine.patch import REDIS, SQL, Defect, Patch
+from ...engine.patch import DJANGO, REDIS, SQL, Defect, Patch
 from ...lifecycle.failing import fail_chained, is_awaited
 from ...lifecycle.unrun import member_of, request_of
 from ...upstream import backends
@@ -25,7 +25,7 @@ logger = logging.getLogger("chordguard")
 patch = Patch(
     "unreadable_members",
     Defect("A16", "the worker cannot read the message of a header task: the chord hangs"),
-    backends=(REDIS, SQL),
+    backends=(REDIS, SQL, DJANGO),
 )
 
 

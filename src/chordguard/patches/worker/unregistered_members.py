@@ -14,7 +14,7 @@ from typing import Any
 from celery import states
 from celery.exceptions import NotRegistered
 
-from ...engine.patch import REDIS, SQL, Defect, Patch
+from ...engine.patch import DJANGO, REDIS, SQL, Defect, Patch
 from ...lifecycle.failing import fail_chained
 from ...lifecycle.unrun import member_of, request_of
 from ...upstream import backends
@@ -24,7 +24,7 @@ logger = logging.getLogger("chordguard")
 patch = Patch(
     "unregistered_members",
     Defect("A11", "a header task is not registered on the worker: the chord hangs"),
-    backends=(REDIS, SQL),
+    backends=(REDIS, SQL, DJANGO),
 )
 
 
