@@ -1,6 +1,6 @@
 """Run random canvases and compare each with a plain evaluation of what it must give.
 
-    python -m tests.canvases [--backend redis|sqlite|postgresql|mysql] [--count N] [--seed N]
+    python -m tests.canvases [--backend redis|sqlite|postgresql|mysql|django-...] [--count N] [--seed N]
                              [--canvas JSON] [--strict | --tolerant] [--healthy] [--stock]
 
 Without a backend: all of them. ``--strict``, ``--tolerant``: what the configuration says of a
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.canvases import batch
 from tests.canvases.strategies import drawn
-from tests.harness import BACKENDS, Clusters
+from tests.harness import BACKENDS, DJANGO_BACKENDS, Clusters
 from tests.servers import Servers
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--backend", choices=BACKENDS)
+    parser.add_argument("--backend", choices=[*BACKENDS, *DJANGO_BACKENDS])
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--canvas", type=json.loads, action="append")

@@ -40,6 +40,8 @@ def database_of(kind: str, url: str) -> dict[str, Any]:
         "PASSWORD": unquote(parts.password or ""),
         "HOST": parts.hostname or "",
         "PORT": str(parts.port or ""),
+        # PyMySQL reads all certificates for each connection.
+        "OPTIONS": {"ssl_disabled": True} if kind == "mysql" else {},
     }
 
 
