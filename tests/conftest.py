@@ -199,6 +199,7 @@ FOR_NEWEST = (
     "tests/cli/",
     "tests/monitoring/",
     "tests/unit/monitoring/",
+    "tests/django/",
     "tests/unit/test_",
 )
 

@@ -1,7 +1,8 @@
 """Run random canvases and compare each with a plain evaluation of what it must give.
 
-    python -m tests.canvases [--backend redis|sqlite|postgresql|mysql|django-...] [--count N] [--seed N]
-                             [--canvas JSON] [--strict | --tolerant] [--healthy] [--stock]
+    python -m tests.canvases [--backend redis|sqlite|postgresql|mysql|django-...]
+                             [--count N] [--seed N] [--canvas JSON] [--strict | --tolerant]
+                             [--healthy] [--stock]
 
 Without a backend: all of them. ``--strict``, ``--tolerant``: what the configuration says of a
 chord that has no choice of its own; without either, half of the canvases run under each.

@@ -6,7 +6,9 @@ import pytest
 
 on_postgresql = pytest.mark.parametrize("backend_kind", ["django-postgresql"])
 on_sqlite = pytest.mark.parametrize("backend_kind", ["django-sqlite"])
-on_both = pytest.mark.parametrize("backend_kind", ["django-sqlite", "django-postgresql"])
+#: SQLite is to chords one more database that locks all of itself.
+_sqlite_nightly = pytest.param("django-sqlite", marks=pytest.mark.nightly)
+on_both = pytest.mark.parametrize("backend_kind", [_sqlite_nightly, "django-postgresql"])
 on_all = pytest.mark.parametrize(
-    "backend_kind", ["django-sqlite", "django-postgresql", "django-mysql"]
+    "backend_kind", [_sqlite_nightly, "django-postgresql", "django-mysql"]
 )

@@ -29,6 +29,7 @@ def test_tolerant_chords(clusters, backend_kind):
     assert {} == not_right(judged)
 
 
+@pytest.mark.nightly
 def test_failing_chords(clusters, backend_kind, tmp_path):
     cluster = clusters(backend_kind, settings=catalogue.ERRBACKS_ONCE)
     scenarios = (*catalogue.STRICT, *catalogue.TOLERANT)

@@ -14,3 +14,7 @@ class ChordguardConfig(AppConfig):  # type: ignore[misc]
     label = "chordguard"
     verbose_name = "Chords"
     default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Register the system checks."""
+        from . import checks  # noqa: F401

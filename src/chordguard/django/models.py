@@ -42,6 +42,12 @@ class LiveChord(models.Model):  # type: ignore[misc]
         """A live chord is looked for when it is due."""
 
         verbose_name = "live chord"
+        default_permissions = ("view",)
+        permissions = (
+            ("repair_livechord", "Can repair live chords"),
+            ("settle_livechord", "Can settle live chords"),
+            ("revoke_livechord", "Can revoke live chords"),
+        )
         indexes = (models.Index(fields=["due"], name="chordguard_due"),)
 
     def __str__(self) -> str:
@@ -61,6 +67,7 @@ class CountedMember(models.Model):  # type: ignore[misc]
     class Meta:
         """A member is counted once."""
 
+        default_permissions = ()
         constraints = (
             models.UniqueConstraint(fields=["chord_id", "task_id"], name="chordguard_member"),
         )
@@ -82,6 +89,7 @@ class Counter(models.Model):  # type: ignore[misc]
     class Meta:
         """A chord has one counter of each number."""
 
+        default_permissions = ()
         constraints = (
             models.UniqueConstraint(fields=["chord_id", "number"], name="chordguard_counter_no"),
         )

@@ -53,6 +53,7 @@ def test_good_chord_gives_its_results(with_fix):
     assert [1, 2] == with_fix.run(chord([t.echo.s(1), t.echo.s(2)], t.collect.s()))
 
 
+@pytest.mark.nightly
 @pytest.mark.alone
 @on_postgresql
 def test_results_are_read_at_once(clusters, backend_kind, tmp_path):

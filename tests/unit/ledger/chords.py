@@ -26,7 +26,14 @@ SQL = ("sqlite", "postgresql", "mysql")
 
 def on(*kinds):
     """Return parameters for the fixture `kind`; each kind may have a process of its own."""
-    return [pytest.param(kind, marks=pytest.mark.xdist_group(f"ledger-{kind}")) for kind in kinds]
+    return [pytest.param(kind, marks=marks_of(kind)) for kind in kinds]
+
+
+def marks_of(kind):
+    marks = [pytest.mark.xdist_group(f"ledger-{kind}")]
+    # To a ledger whose statements Django writes they are two more databases.
+    is_nightly = kind in ("django-sqlite", "django-mysql")
+    return [*marks, pytest.mark.nightly] if is_nightly else marks
 
 
 in_sql = pytest.mark.parametrize("kind", on(*SQL, *project.BACKENDS))

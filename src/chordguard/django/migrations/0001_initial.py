@@ -29,6 +29,7 @@ class Migration(migrations.Migration):
                 ("payload", models.BinaryField(null=True)),
                 ("attempt", models.CharField(max_length=32)),
             ],
+            options={"default_permissions": ()},
         ),
         migrations.CreateModel(
             name="Counter",
@@ -46,6 +47,7 @@ class Migration(migrations.Migration):
                 ("failed", models.IntegerField()),
                 ("progressed", models.FloatField()),
             ],
+            options={"default_permissions": ()},
         ),
         migrations.CreateModel(
             name="LiveChord",
@@ -66,6 +68,12 @@ class Migration(migrations.Migration):
             ],
             options={
                 "verbose_name": "live chord",
+                "default_permissions": ("view",),
+                "permissions": (
+                    ("repair_livechord", "Can repair live chords"),
+                    ("settle_livechord", "Can settle live chords"),
+                    ("revoke_livechord", "Can revoke live chords"),
+                ),
                 "indexes": [models.Index(fields=["due"], name="chordguard_due")],
             },
         ),
