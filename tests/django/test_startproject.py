@@ -125,9 +125,9 @@ connections["default"].settings_dict["ATOMIC_REQUESTS"] = False
 app.conf.result_expires = 60
 assert ["W005"] == ids()
 app.conf.result_expires = 86400
-app.conf.result_backend = "cache+memory://"
+app.backend_cls = "cache+memory://"
 assert ["W003"] == ids()
-app.conf.result_backend = "django-db"
+app.backend_cls = None
 uninstall_patches(app)
 assert ["W002"] == ids()
 install_patches(app)
