@@ -12,6 +12,7 @@ from celery import VERSION, Celery
 from kombu import Exchange, Queue
 
 from tests import old_celery  # noqa: F401 - has to come before Celery looks for backends
+from tests.django import project
 
 #: Seconds until a queue that a killed test left on RabbitMQ goes away.
 QUEUE_EXPIRES = 600
@@ -61,6 +62,8 @@ def make_app(config: dict[str, Any], patched: bool) -> Celery:
     (the file of `LiveSettings`, if any) and ``tasks`` (module with a function ``register(app)``).
     chordguard is imported only if `patched`.
     """
+    if "django" in config:
+        project.use(config["django"])
     app = Celery(config["name"])
     app.conf.update(config["settings"])
     if "live" in config:

@@ -84,6 +84,13 @@ def require(servers: Servers) -> Callable[..., None]:
     return check
 
 
+def needed_by(backend: str) -> set[str]:
+    """Return the servers that a result backend needs; skip the test where its package is absent."""
+    if backend in harness.DJANGO_BACKENDS and importlib.util.find_spec("django") is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("Django is not installed")
+    return {harness.DJANGO_BACKENDS.get(backend, backend)} - {"sqlite"}
+
+
 @pytest.fixture
 def clusters(
     clusters_kept: harness.Clusters, require: Callable[..., None]
@@ -192,6 +199,7 @@ FOR_NEWEST = (
     "tests/cli/",
     "tests/monitoring/",
     "tests/unit/monitoring/",
+    "tests/django/",
     "tests/unit/test_",
 )
 
@@ -211,7 +219,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         # To chords it is one more SQL database, and a slow one: the ledger's own tests run on it.
         # What has a store of its own is counted there as on that store.
-        is_repeated = {"mysql", *harness.WITH_OWN_LEDGER} & {*map(str, parameters.values())}
+        repeated = {"mysql", "django-mysql", *harness.WITH_OWN_LEDGER}
+        is_repeated = bool(repeated & {*map(str, parameters.values())})
         if is_repeated and not item.nodeid.startswith(("tests/unit/", QUICK_WITH_OWN_LEDGER)):
             item.add_marker(pytest.mark.nightly)
         if item.nodeid.startswith(FOR_NEWEST):

@@ -35,6 +35,17 @@ STEPS = {
         "publish": "chordguard.lifecycle.ending:Ending.publish",
         "close": "chordguard.ledger.sql:DatabaseLedger.close",
     },
+    "django": {
+        "store": "django_celery_results.backends.database:DatabaseBackend._store_result",
+        "count": "chordguard.ledger.django:DjangoLedger.store_and_count",
+        "collect": "chordguard.ledger.django:DjangoLedger.collect",
+        "publish": "chordguard.lifecycle.ending:Ending.publish",
+        "close": "chordguard.ledger.django:DjangoLedger.close",
+    },
+    "django alone": {
+        "store": "django_celery_results.backends.database:DatabaseBackend._store_result",
+        "publish": "django_celery_results.backends.database:trigger_callback",
+    },
 }
 
 #: All of it, with the claim that the last part gave.

@@ -33,6 +33,7 @@ from kombu.utils.encoding import safe_repr
 
 from tests import servers, tasks
 from tests.app_factory import LiveSettings, make_app
+from tests.django import project
 from tests.worker import main_of_fork
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ WITH_OWN_LEDGER = (
     "none+postgresql",
     "none+redis",
 )
+DJANGO_BACKENDS = project.BACKENDS
 BROKERS = ("redis", "rabbitmq")
 ROOT = Path(__file__).parent.parent
 
@@ -119,12 +121,16 @@ class Stack:
         self.broker_url = broker_server.url
         self.folder = Path(tempfile.mkdtemp(prefix="chordguard-test-"))
         results, _, ledger = backend.partition("+")
-        self.database_url: Any = self._new_database(results, "results")
+        #: The database server or file; `backend` may reach it by way of Django.
+        self.database = DJANGO_BACKENDS.get(results, results)
+        self.database_url: Any = self._new_database(self.database, "results")
         #: Where the ledger is; None: beside the results.
         self.ledger_url = self._new_database(ledger, "ledger")
         if ledger == "redis":
             self.ledger_url = found.get("redis").url
-        if self.database_url:
+        if results in DJANGO_BACKENDS:
+            self.result_url = "django-db"
+        elif self.database_url:
             create_result_tables(self.database_url)
             self.result_url = f"db+{self.database_url}"
         elif results == "none":
@@ -175,12 +181,25 @@ class Stack:
             defaults["result_backend_transport_options"] = {"global_keyprefix": f"{self.name}:"}
         if self.broker == "redis":
             defaults["broker_transport_options"] = {"global_keyprefix": f"{self.name}:"}
-        return {
+        config = {
             "name": self.name,
             "tasks": "tests.tasks",
             "live": str(self.folder / "live.json"),
             "settings": {**defaults, **(settings or {})},
         }
+        if self.backend in DJANGO_BACKENDS:
+            config["django"] = self._project()
+        return config
+
+    def _project(self) -> dict[str, Any]:
+        """Return the Django project of this stack, whose tables are created."""
+        wanted = {
+            "databases": {"default": project.database_of(self.database, self.database_url)},
+            "apps": list(project.APPS),
+        }
+        project.use(wanted)
+        project.migrate()
+        return wanted
 
     def close(self) -> None:
         """Remove the queues, the database and the files."""
@@ -189,8 +208,8 @@ class Stack:
                 delete_keys(url[url.index("redis:") :], f"{self.name}:*")
         if self.broker != "redis":
             delete_queues(self.broker_url, self.name)
-        kinds = self.backend.split("+")
-        for kind, url in zip(kinds, (self.database_url, self.ledger_url), strict=False):
+        kinds = (self.database, self.backend.partition("+")[2])
+        for kind, url in zip(kinds, (self.database_url, self.ledger_url), strict=True):
             if kind in ("postgresql", "mysql"):
                 database: Any = self._found.get(kind)
                 database.kind.drop_database(database, url)
@@ -375,6 +394,8 @@ def running_worker(
         log = folder / "worker.log"
         log.touch()
         env = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+        if "django" in config:
+            env.update(project.IN_WORKER)
         process: subprocess.Popen[bytes] | Fork
         if python == sys.executable and pool not in GREEN_POOLS:
             process = Fork(folder / "options.json", log, env)
@@ -631,6 +652,8 @@ class Clusters:
             self._kept[key][0].set_live(live)
         self._kept.move_to_end(key)
         cluster = self._kept[key][0]
+        if "django" in cluster.config:
+            project.use(cluster.config["django"])
         # Canvases ask for the current app here and there.
         cluster.app.set_current()
         return cluster

@@ -250,6 +250,14 @@ def send_again(self, x):
     raise Ignore
 
 
+@task(bind=True)
+def twice(self, x):
+    """Return `x` in two runs under the same id, as if the message were delivered again."""
+    if not self.request.retries:
+        self.signature_from_request(self.request, retries=1).apply_async()
+    return x
+
+
 @task(acks_late=True)
 def reject(requeue=False):
     raise Reject("rejected", requeue=requeue)

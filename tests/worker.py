@@ -18,13 +18,14 @@ def count_statements(path: str) -> None:
     """Add a letter to the file for all that this process and its children send to a database.
 
     B, C, R: BEGIN, COMMIT, ROLLBACK. S: any other statement. P: the ping of a pooled connection
-    (SQLAlchemy 2).
+    (SQLAlchemy 2). Of Django S alone.
     """
     from sqlalchemy import event
     from sqlalchemy.engine import Engine
     from sqlalchemy.engine.default import DefaultDialect
 
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+    _count_statements_of_django(descriptor)
 
     def counting(letter: bytes) -> Any:
         return lambda *_: os.write(descriptor, letter)
@@ -45,6 +46,24 @@ def count_statements(path: str) -> None:
         return ping(self, connection)
 
     DefaultDialect._do_ping_w_event = count_ping  # type: ignore[method-assign, assignment]
+
+
+def _count_statements_of_django(descriptor: int) -> None:
+    try:
+        from django.db.backends.signals import connection_created
+    except ImportError:
+        return
+
+    def count(execute: Any, sql: str, *args: Any) -> Any:
+        if "set_config" not in sql and not sql.startswith("SET "):
+            os.write(descriptor, b"S")  # not what a new connection is told
+        return execute(sql, *args)
+
+    def watch(connection: Any, **_: Any) -> None:
+        if count not in connection.execute_wrappers:
+            connection.execute_wrappers.append(count)
+
+    connection_created.connect(watch, weak=False)
 
 
 def main(path: str) -> int:

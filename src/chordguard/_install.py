@@ -19,7 +19,7 @@ from .engine.wrapping import activate, deactivate, wrap_tasks
 from .errors import UntestedCeleryWarning
 from .lifecycle import starting
 from .patches import outcomes, registry
-from .upstream import hooks, sessions, stores
+from .upstream import backends, hooks, sessions, stores
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -194,7 +194,8 @@ def _tell_of_chords(sender: Any = None, **_: Any) -> None:
 
     app: Any = getattr(sender, "app", None)
     if is_patched(app):
-        logger.info("%s", standing(app))
+        is_missing = settings.get(app, "chord_ledger") and backends.why_without_ledger(app)
+        logger.log(logging.WARNING if is_missing else logging.INFO, "%s", standing(app))
     task = app._tasks.get("celery.chord_unlock") if is_patched(app) else None
     warning = short_polling(app, task) if task is not None else None
     if warning:

@@ -1,6 +1,6 @@
 """Run random canvases and compare each with a plain evaluation of what it must give.
 
-    python -m tests.canvases [--backend redis|sqlite|postgresql|mysql|rpc+redis|...]
+    python -m tests.canvases [--backend redis|sqlite|postgresql|mysql|rpc+redis|django-...]
                              [--count N] [--seed N] [--canvas JSON] [--strict | --tolerant]
                              [--healthy] [--stock]
 
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.canvases import batch
 from tests.canvases.strategies import drawn
-from tests.harness import BACKENDS, WITH_OWN_LEDGER, Clusters
+from tests.harness import BACKENDS, DJANGO_BACKENDS, WITH_OWN_LEDGER, Clusters
 from tests.servers import Servers
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--backend", choices=BACKENDS + WITH_OWN_LEDGER)
+    parser.add_argument("--backend", choices=[*BACKENDS, *WITH_OWN_LEDGER, *DJANGO_BACKENDS])
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--canvas", type=json.loads, action="append")

@@ -13,6 +13,7 @@ import pytest
 
 from chordguard.metrics import COUNTED, GAUGES
 from tests.chords import stuck
+from tests.django import project
 from tests.harness import ROOT
 
 #: No other file's chords are on it.
@@ -67,11 +68,10 @@ def check_endpoint(ask, cluster, gate):
 
 def test_django_endpoint(example, cluster, gate):
     pytest.importorskip("django")
-    from django.conf import settings
+    pytest.importorskip("django_celery_results")
     from django.test import RequestFactory
 
-    if not settings.configured:
-        settings.configure(ALLOWED_HOSTS=["*"])
+    project.use_any()
     view = example("django_health").chords
 
     def ask():

@@ -97,7 +97,7 @@ def test_every_patch_has_a_row_and_no_other():
 def test_the_row_of_a_patch_says_what_its_module_declares(patch):
     row = table("Patch")[patch.name]
     assert [patch.setting] == codes(row["Switch"])
-    assert list(patch.ids) == re.findall(r"\b[A-E]\d+[a-z]?\b", row["Defects"])
+    assert list(patch.ids) == re.findall(r"\b[A-EJ]\d+[a-z]?\b", row["Defects"])
     assert versions_of(patch) == row["Celery"]
     assert row["What you see without it"]
     if patch.backends:

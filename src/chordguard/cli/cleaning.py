@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
+from celery.utils.time import maybe_timedelta
 
 from ..ledger.access import bounded_ledger
 from ..ledger.model import Ledger
@@ -106,7 +107,7 @@ def _left_behind(ledger: Ledger) -> Leftovers:
 def _remove(ledger: Any, left: Leftovers) -> None:
     for group_id in [*left.ended, *left.expired]:
         ledger.close(group_id)
-    if backends.is_database(ledger.backend):
+    if backends.keeps_rows(ledger.backend):
         # Members whose chord is gone, too.
         ledger.forget_abandoned(_abandoned_before(ledger))
 
@@ -114,9 +115,9 @@ def _remove(ledger: Any, left: Leftovers) -> None:
 def _abandoned_before(ledger: Ledger) -> float:
     """Return since when a chord on SQL may have had no progress (Unix time)."""
     backend = ledger.backend
-    if not backend.expires or not backends.is_database(backend):
+    if not backend.expires or not backends.keeps_rows(backend):
         return 0.0
-    seconds: float = backend.expires.total_seconds()
+    seconds: float = maybe_timedelta(backend.expires).total_seconds()
     return time.time() - 2 * seconds
 
 

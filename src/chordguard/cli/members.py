@@ -111,7 +111,18 @@ def _extra_of(backend: Any, ids: Sequence[str]) -> dict[str, Mapping[str, Any]]:
     """Return what stored results say beside the result: date_done, name, worker."""
     if backends.is_redis(backend):
         return dict(read_metas(backend, ids))
+    if backends.is_django(backend):
+        return dict(_extra_from_django(backend, ids))
     return dict(_extra_from_database(backend, ids)) if backends.is_database(backend) else {}
+
+
+def _extra_from_django(backend: Any, ids: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    from ..upstream import django
+
+    columns = ("task_id", "date_done", "task_name", "worker")
+    for chunk in chunks(ids):
+        for task_id, date_done, name, worker in django.select_rows(backend, columns, chunk):
+            yield task_id, {"date_done": date_done, "name": name, "worker": worker}
 
 
 def _extra_from_database(backend: Any, ids: Sequence[str]) -> Iterator[tuple[str, Any]]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ..ledger.model import Ledger
 
-__all__ = ("fix", "repair", "revoke")
+__all__ = ("abort", "fix", "repair", "revoke", "revoke_members")
 
 #: What each action does, for people.
 WORDS = {
@@ -171,9 +171,9 @@ def revoke(
         return _answer(unknown, told)
     if not is_sure:
         _ask(told)
-    _revoke_members(app, chords, is_terminating=is_terminating)
+    revoke_members(app, [chord.found for chord in chords], is_terminating=is_terminating)
     ledger = required_ledger(app)
-    return _answer(unknown, [_abort(ledger, chord.found, why) for chord in chords])
+    return _answer(unknown, [abort(ledger, chord.found, why) for chord in chords])
 
 
 def _plans(ledger: Ledger, chord: Chord, *, is_resending: bool) -> Iterable[Action]:
@@ -193,8 +193,9 @@ def _has_moved(ledger: Ledger, found: Diagnosis) -> bool:
     return record is None or found.record is None or record.returned != found.record.returned
 
 
-def _revoke_members(app: Celery, chords: Iterable[Chord], *, is_terminating: bool) -> None:
-    ids = [id_ for chord in chords for id_ in leaf_ids(chord.found.header or ())]
+def revoke_members(app: Celery, chords: Iterable[Diagnosis], *, is_terminating: bool) -> None:
+    """Revoke the members of chords that have no result; told to, end those that run, too."""
+    ids = [id_ for found in chords for id_ in leaf_ids(found.header or ())]
     done = ready_states(app.backend, ids)
     for chunk in chunks([id_ for id_ in ids if id_ not in done]):
         app.control.revoke(
@@ -202,7 +203,7 @@ def _revoke_members(app: Celery, chords: Iterable[Chord], *, is_terminating: boo
         )
 
 
-def _abort(ledger: Ledger, found: Diagnosis, why: str) -> Action:
+def abort(ledger: Ledger, found: Diagnosis, why: str) -> Action:
     """Settle a chord, unless its revoked members have ended it."""
     action = Action("abort", found.group_id, why, settlement=Settlement.by_request())
     deadline = time.monotonic() + ENDING_SECONDS

@@ -21,6 +21,7 @@ __all__ = (
     "ACTIVE",
     "BY_NAME",
     "COUNTING",
+    "DJANGO",
     "POLLED",
     "REDIS",
     "SQL",
@@ -40,7 +41,7 @@ Wrapper = Callable[..., Any]
 
 #: The result backends that a fix is for, as the README's table names them. What concerns one SQL
 #: database alone names that as SQLAlchemy does: ``"sqlite"``.
-REDIS, SQL = "Redis", "SQL"
+REDIS, SQL, DJANGO = "Redis", "SQL", "Django"
 #: Others by the way in which Celery ends chords there: `celery.chord_unlock` polls them, or the
 #: counter of a key-value store counts their members.
 POLLED, COUNTING = "polled", "counting"
@@ -48,6 +49,7 @@ POLLED, COUNTING = "polled", "counting"
 _BACKENDS_OF_DRIVER: Mapping[str | None, tuple[str, ...]] = {
     "redis": (REDIS,),
     "sqlalchemy": (SQL,),
+    "django_celery_results": (DJANGO,),
 }
 
 #: The position of an argument that is always given by its name.

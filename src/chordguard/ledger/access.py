@@ -98,7 +98,7 @@ def ledger_of_kind(backend: Any) -> Any:
 def _beside(backend: Any) -> Any:
     if hooks.counts_itself(backend):
         return None
-    is_polled = backends.is_database(backend)
+    is_polled = backends.keeps_rows(backend)
     keeps_ledger = backends.capabilities(backend).keeps_ledger
     if not keeps_ledger or (is_polled and hooks.polls_itself(backend.app)):
         return None
@@ -110,6 +110,13 @@ def _ledger_in(store: Any, results: Any) -> Any:
         from .redis import RedisLedger
 
         return RedisLedger(store, results)
+    if backends.is_django(store):
+        if not backends.has_django_app():
+            return None
+        # Its models need a Django that is set up, without which there is no such backend.
+        from .django import DjangoLedger
+
+        return DjangoLedger(store, results)
     # It needs SQLAlchemy, without which there is no such store.
     from .sql import DatabaseLedger
 

@@ -10,15 +10,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zlib import crc32
 
-from .tables import insert_into
-
-if TYPE_CHECKING:
-    from .tables import Tables
-
-__all__ = ("expect_more", "how_many", "known", "note", "number_of", "spread")
+__all__ = ("by_number", "how_many", "known", "note", "number_of", "rows")
 
 #: With fewer members a chord is counted on its own row.
 LARGE = 128
@@ -44,56 +39,33 @@ def number_of(task_id: str, counters: int) -> int:
     return counters + crc32(task_id.encode()) % counters
 
 
-def spread(
-    tables: Tables,
-    connection: Any,
-    group_id: str,
-    task_ids: Collection[str],
-    done: Iterable[str] = (),
-) -> int:
-    """Insert the counters of a chord, if it is large.
+def rows(
+    group_id: str, task_ids: Collection[str], counters: int, done: Iterable[str] = ()
+) -> list[dict[str, Any]]:
+    """Return the rows of the counters of a chord.
 
     Arguments:
-        tables: Those of the ledger.
-        connection: In a transaction, or one that commits each statement.
         group_id: The chord.
         task_ids: Its members, each once.
+        counters: Over how many counters it is spread.
         done: Those of them that were counted on the chord's row so far.
-
-    Returns:
-        How many there are; 0: none, the chord is counted on its own row.
     """
-    dialect = connection.dialect.name
-    # SQLite has one writer at a time, whatever that writes to.
-    counters = 0 if dialect == "sqlite" else how_many(len(task_ids))
-    if counters:
-        expected, returned = _by_number(task_ids, counters), _by_number(done, counters)
-        now = time.time()
-        rows = [
-            {
-                "chord_id": group_id,
-                "number": number,
-                "expected": expected[number],
-                "returned": returned[number],
-                "failed": 0,
-                "progressed": now,
-            }
-            for number in range(counters, 2 * counters)
-        ]
-        connection.execute(insert_into(tables.counter, dialect), rows)
-    return counters
+    expected, returned = by_number(task_ids, counters), by_number(done, counters)
+    now = time.time()
+    return [
+        {
+            "chord_id": group_id,
+            "number": number,
+            "expected": expected[number],
+            "returned": returned[number],
+            "failed": 0,
+            "progressed": now,
+        }
+        for number in range(counters, 2 * counters)
+    ]
 
 
-def expect_more(
-    tables: Tables, connection: Any, group_id: str, task_ids: Iterable[str], counters: int
-) -> None:
-    """Have so many counters of a chord expect more members; each id once."""
-    for number, more in _by_number(task_ids, counters).items():
-        values = {"chord": group_id, "counter": number, "more": more}
-        connection.execute(tables.expect_more, values)
-
-
-def _by_number(task_ids: Iterable[str], counters: int) -> Counter[int]:
+def by_number(task_ids: Iterable[str], counters: int) -> Counter[int]:
     """Return how many of some members each counter counts."""
     return Counter(number_of(task_id, counters) for task_id in task_ids)
 

@@ -1,4 +1,4 @@
-"""What the members of a chord in SQL gave: in their stored results, or brought along by parts.
+"""What the members of a chord gave: in their stored results, or brought along by parts.
 
 Beside results a part brings along what is stored nowhere else: the result of a member that ignores
 it. To a store of the ledger's own each part does, and what is stored elsewhere is asked for members
@@ -7,6 +7,7 @@ alone that were not counted.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,22 +18,32 @@ from ..errors import OUTSIDE
 from ..upstream.results import (
     Results,
     StoredResult,
-    chunks,
     read_results,
     ready_results,
     ready_states,
     unreadable,
 )
 from .checked import ChordUnreadable, in_a_line
-from .database import LedgerDatabase
 from .model import Claim, Ledger, Outstanding, Part
 from .packing import Header, leaf_ids
 
-__all__ = ("DatabaseMembers",)
+__all__ = ("LedgerOfMembers",)
 
 
-class DatabaseMembers(LedgerDatabase, Ledger):
-    """The half of a SQL ledger that knows what members gave."""
+class LedgerOfMembers(Ledger):
+    """A ledger that keeps which members were counted, and a result only if nothing else does."""
+
+    @abstractmethod
+    def counted_in(self, group_ids: Sequence[str]) -> Mapping[str, set[str]]:
+        """Return the ids of the members that were counted in each of the chords."""
+
+    @abstractmethod
+    def plain_members(self, group_id: str) -> set[str]:
+        """Return the ids of the members that were counted and brought no result along."""
+
+    @abstractmethod
+    def payloads(self, group_id: str) -> Mapping[str, bytes]:
+        """Return what parts brought along, by task id (see :class:`.model.Part`)."""
 
     def part_of(self, request: Any, state: str, result: Any, *, is_ignored: bool) -> Part:
         has_failed = state in states.PROPAGATE_STATES
@@ -51,10 +62,7 @@ class DatabaseMembers(LedgerDatabase, Ledger):
         return payload
 
     def outstanding(self, headers: Mapping[str, Header]) -> dict[str, Outstanding]:
-        counted: dict[str, set[str]] = {group_id: set() for group_id in headers}
-        for chunk in chunks(list(headers)):
-            for group_id, task_id in self._select(self.tables.read_members_of, {"chords": chunk}):
-                counted[group_id].add(task_id)
+        counted = self.counted_in(list(headers))
         rest = {
             group_id: list(dict.fromkeys(i for i in leaf_ids(header) if i not in counted[group_id]))
             for group_id, header in headers.items()
@@ -71,8 +79,7 @@ class DatabaseMembers(LedgerDatabase, Ledger):
 
     def vanished(self, group_id: str, header: Header) -> list[str]:
         # What a part brought along is kept beside it.
-        rows = self._read(self.tables.read_plain_members, group_id)
-        counted = {task_id for (task_id,) in rows}
+        counted = self.plain_members(group_id)
         ids = [task_id for task_id in leaf_ids(header) if task_id in counted]
         ready = ready_states(self.results, ids)
         return [task_id for task_id in dict.fromkeys(ids) if task_id not in ready]
@@ -111,11 +118,3 @@ class DatabaseMembers(LedgerDatabase, Ledger):
             raise
         except Exception as exc:  # noqa: BLE001 - whatever was stored
             return unreadable(task_id, in_a_line(exc))
-
-    def counted(self, group_id: str) -> set[str]:
-        """Return the ids of the members that were counted."""
-        return {task_id for (task_id,) in self._read(self.tables.read_members, group_id)}
-
-    def payloads(self, group_id: str) -> dict[str, bytes]:
-        """Return what parts brought along, by task id (see :class:`Part`)."""
-        return dict(self._read(self.tables.read_payloads, group_id))

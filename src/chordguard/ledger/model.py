@@ -91,7 +91,7 @@ class Record:
 
 
 class ChordUnknown(ChordguardError):
-    """A part is one of a chord that is not in this ledger, which has a store of its own."""
+    """A part is one of a chord that is not in the ledger, or not yet."""
 
 
 class RecordLost(ChordguardError):
@@ -185,6 +185,10 @@ class Ledger(ABC):
 
     def keep_engine(self) -> None:
         """Keep a connection between calls in this thread, outside the children of a pool, too."""
+        return
+
+    def pause(self) -> None:
+        """Give back what this thread holds between two looks of a watchdog."""
         return
 
     @abstractmethod

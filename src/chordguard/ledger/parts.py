@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from .counters import number_of
-from .tables import Tables
+from . import counters as many
+from .tables import Tables, insert_into
 
-__all__ = ("Counted", "Elsewhere", "count_part")
+__all__ = ("Counted", "Elsewhere", "count_part", "expect_more", "spread")
 
 
 class Elsewhere(Exception):
@@ -61,7 +62,7 @@ def count_part(
     """
     count = _count_on_counter if counters else _count_on_chord
     if counters:
-        values = {**values, "counter": number_of(values["task"], counters)}
+        values = {**values, "counter": many.number_of(values["task"], counters)}
     return count(tables, connection, values, store)
 
 
@@ -124,3 +125,40 @@ def _store_and_insert(tables: Tables, connection: Any, values: Any, store: Any) 
 
 def _only(values: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: values[name] for name in names}
+
+
+def spread(
+    tables: Tables,
+    connection: Any,
+    group_id: str,
+    task_ids: Collection[str],
+    done: Iterable[str] = (),
+) -> int:
+    """Insert the counters of a chord, if it is large.
+
+    Arguments:
+        tables: Those of the ledger.
+        connection: In a transaction, or one that commits each statement.
+        group_id: The chord.
+        task_ids: Its members, each once.
+        done: Those of them that were counted on the chord's row so far.
+
+    Returns:
+        How many there are; 0: none, the chord is counted on its own row.
+    """
+    dialect = connection.dialect.name
+    # SQLite has one writer at a time, whatever that writes to.
+    counters = 0 if dialect == "sqlite" else many.how_many(len(task_ids))
+    if counters:
+        rows = many.rows(group_id, task_ids, counters, done)
+        connection.execute(insert_into(tables.counter, dialect), rows)
+    return counters
+
+
+def expect_more(
+    tables: Tables, connection: Any, group_id: str, task_ids: Iterable[str], counters: int
+) -> None:
+    """Have so many counters of a chord expect more members; each id once."""
+    for number, more in many.by_number(task_ids, counters).items():
+        values = {"chord": group_id, "counter": number, "more": more}
+        connection.execute(tables.expect_more, values)

@@ -40,16 +40,18 @@ from ..upstream.results import chunks
 from . import claims, counters
 from .checked import header_in, in_a_line
 from .claims import new_token
-from .members import DatabaseMembers
+from .database import LedgerDatabase
+from .members import LedgerOfMembers
 from .model import ChordUnknown, Claim, Part, Record
 from .packing import Header, joined, leaf_ids, pack
-from .parts import Counted, Elsewhere, count_part
-from .tables import insert_into, record_of_row
+from .parts import Counted, Elsewhere, count_part, expect_more, spread
+from .rows import record_of_row
+from .tables import insert_into
 
 __all__ = ("DatabaseLedger",)
 
 
-class DatabaseLedger(DatabaseMembers):
+class DatabaseLedger(LedgerDatabase, LedgerOfMembers):
     """The live chords in one SQL database, which is that of the results or the ledger's own.
 
     Arguments:
@@ -92,7 +94,7 @@ class DatabaseLedger(DatabaseMembers):
             is_large = counters.how_many(len(ids)) > 0
             with self._transaction(is_one_statement=not is_large) as connection:
                 dialect = connection.dialect.name
-                number = counters.spread(self.tables, connection, group_id, ids)
+                number = spread(self.tables, connection, group_id, ids)
                 insert = insert_into(self.tables.chord, dialect)
                 connection.execute(insert, {**values, "counters": number})
 
@@ -128,12 +130,12 @@ class DatabaseLedger(DatabaseMembers):
                 ids = set(leaf_ids(header))
                 if number:
                     added = ids - set(leaf_ids(known))
-                    counters.expect_more(tables, connection, group_id, added, number)
+                    expect_more(tables, connection, group_id, added, number)
                 elif size is None and is_all:
                     done = connection.execute(tables.read_members, this).scalars()
-                    spread = counters.spread(tables, connection, group_id, ids, list(done))
-                    if spread:
-                        connection.execute(tables.spread, {**this, "number": spread})
+                    number = spread(tables, connection, group_id, ids, list(done))
+                    if number:
+                        connection.execute(tables.spread, {**this, "number": number})
                 members = len(ids) if is_all or size is not None else None
                 values = {**this, "members": members, "text": pack(header)}
                 connection.execute(tables.set_header, values)
@@ -243,9 +245,26 @@ class DatabaseLedger(DatabaseMembers):
         rows = self._read(self.tables.read_chord(self.tables.chord.c.signatures), group_id)
         return rows[0][0] if rows else None
 
+    def counted_in(self, group_ids: Sequence[str]) -> dict[str, set[str]]:
+        counted: dict[str, set[str]] = {group_id: set() for group_id in group_ids}
+        for chunk in chunks(group_ids):
+            for group_id, task_id in self._select(self.tables.read_members_of, {"chords": chunk}):
+                counted[group_id].add(task_id)
+        return counted
+
+    def plain_members(self, group_id: str) -> set[str]:
+        return {task_id for (task_id,) in self._read(self.tables.read_plain_members, group_id)}
+
     def has(self, group_id: str) -> bool:
         """Tell whether a chord is live here; cheaper than to read it."""
         return bool(self._read(self.tables.read_chord(self.tables.chord.c.id), group_id))
+
+    def counted(self, group_id: str) -> set[str]:
+        """Return the ids of the members that were counted."""
+        return {task_id for (task_id,) in self._read(self.tables.read_members, group_id)}
+
+    def payloads(self, group_id: str) -> dict[str, bytes]:
+        return dict(self._read(self.tables.read_payloads, group_id))
 
     def claim(self, group_id: str, token: str | None = None) -> Claim | None:
         token = token or new_token()

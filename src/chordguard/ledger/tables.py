@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from .checked import MOST_AHEAD, Reader
-from .model import Record
+from .checked import MOST_AHEAD
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -221,7 +219,7 @@ class Tables:
             .group_by(counter.chord_id)
             .subquery()
         )
-        #: What :func:`record_of_row` reads.
+        #: What :func:`.rows.record_of_row` reads.
         self.read_chords = (
             sa.select(
                 *(chord.id, chord.size, chord.created, chord.claimed_until, chord.header),
@@ -326,34 +324,3 @@ def insert_into(table: sa.Table, dialect: str) -> Any:
     if dialect == "postgresql":
         return postgresql.insert(table).on_conflict_do_nothing()
     return table.insert().prefix_with(_INSERT_PREFIX[dialect])
-
-
-def record_of_row(row: tuple[Any, ...]) -> tuple[Record, bool]:
-    """Return what a row that `read_chords` selects says, and whether it says since when."""
-    group_id, size, created, claimed_until, packed_header, body, *counted = row
-    returned, failed, progressed, more_returned, more_failed, last_counted = counted
-    now = time.time()
-    reader = Reader(now)
-    header = reader.header(packed_header)
-    size = reader.number("size", size)
-    known = reader.number("returned", returned)
-    if known is None:
-        reader.spoilt("its returned is missing, expected a number of members")
-    started = reader.moment("created", created)
-    moments = (reader.moment("progressed", value) for value in (progressed, last_counted))
-    since = max((moment for moment in moments if moment is not None), default=started)
-    is_dated = since is not None
-    since = now if since is None else since
-    record = Record(
-        group_id,
-        size,
-        (known or 0) + int(more_returned or 0),
-        since if started is None else started,
-        since,
-        reader.moment("claimed_until", claimed_until) or 0.0,
-        header,
-        reader.body(body),
-        failed=(reader.number("failed", failed) or 0) + int(more_failed or 0),
-        damage=reader.damage,
-    )
-    return record, is_dated

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from celery import states
@@ -10,8 +11,8 @@ from kombu.exceptions import EncodeError
 
 from .. import settings
 from ..errors import OUTSIDE
-from ..ledger.model import Claim, Ledger, Part, RecordLost
-from ..ledger.packing import pack_data
+from ..ledger.model import ChordUnknown, Claim, Ledger, Part, RecordLost
+from ..ledger.packing import Header, leaf_ids, pack_data
 from ..log import warn_once, warn_once_of
 from ..policy import Policy
 from . import ending
@@ -19,11 +20,14 @@ from . import ending
 if TYPE_CHECKING:
     from celery import Celery
 
+    from ..ledger.django import DjangoLedger
     from ..ledger.sql import DatabaseLedger
+    from ..upstream.results import StoredResult
 
 __all__ = (
     "StoredPart",
     "about_to_store",
+    "catch_up",
     "count",
     "is_counted",
     "is_ignored",
@@ -35,7 +39,9 @@ __all__ = (
 class StoredPart:
     """A part whose result is about to be stored, and can be counted in the same transaction."""
 
-    def __init__(self, ledger: DatabaseLedger, request: Any, state: str, token: str) -> None:
+    def __init__(
+        self, ledger: DatabaseLedger | DjangoLedger, request: Any, state: str, token: str
+    ) -> None:
         self.ledger = ledger
         self.request = request
         self.state = state
@@ -44,17 +50,21 @@ class StoredPart:
         self.is_counted = False
         self.claim: Claim | None = None
 
-    def store(self, statement: Any, values: dict[str, Any]) -> bool:
-        """Execute the statement that stores the result, and count the part.
+    def store(self, store: Any) -> bool:
+        """Store the result, and count the part.
+
+        Arguments:
+            store: What stores it, as the ledger's `store_and_count` takes it.
 
         Returns:
             False where the database refuses to count: then nothing was done.
         """
         group_id, task_id = self.key
         part = Part(task_id, has_failed=self.state in states.PROPAGATE_STATES)
-        store = (statement, values)
         try:
             self.claim = self.ledger.store_and_count(group_id, part, store, self.token)
+        except ChordUnknown:
+            return True  # it is stored, and may be counted when it is returned
         except Exception as exc:
             if not self.ledger.refuse(exc):
                 raise
@@ -133,6 +143,32 @@ def count(
             return
         if claim is not None:
             ending.end_from_part(ledger, claim, request.chord)
+
+
+def catch_up(
+    ledger: Ledger,
+    group_id: str,
+    header: Header,
+    results: Sequence[StoredResult],
+    body: Mapping[str, Any],
+) -> None:
+    """Count members that are done and were not counted; end the chord if all are.
+
+    Arguments:
+        ledger: Where the chord is counted.
+        group_id: The chord.
+        header: Its members.
+        results: Those of the members that are to be counted.
+        body: Its body, which may be data.
+    """
+    index_of = {id_: index for index, id_ in enumerate(leaf_ids(header))}
+    claim = None
+    with ledger.asking(group_id) as token:
+        for result in results:
+            part = ledger.part_from(result, index_of[result.task_id])
+            claim = ledger.count(group_id, part, token) or claim
+        if claim is not None:
+            ending.end(ledger, claim, body)
 
 
 def _reopen(ledger: Ledger, request: Any) -> None:

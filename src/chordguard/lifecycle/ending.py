@@ -32,7 +32,7 @@ from ..ledger.packing import Header, leaf_ids
 from ..log import is_reported, warn_once, warn_once_of
 from ..policy import Policy
 from ..upstream import hooks
-from ..upstream.backends import capabilities
+from ..upstream.backends import capabilities, is_django
 from ..upstream.results import Results
 from .errbacks import with_errbacks_once
 from .failing import fail
@@ -166,7 +166,7 @@ class Ending:
         # was joined: the error is our own.
         is_joined = bool(self.header) and self.settlement is None and not self.policy.tolerate
         can = capabilities(self.app.backend)
-        if is_joined and can.polls:
+        if is_joined and (can.polls or is_django(self.app.backend)):
             raised = error.__cause__ or error
         if not all(map(_is_readable, (raised, raised.__cause__))):
             # A log is no place for megabytes; the error of the chord shows how they begin.

@@ -89,7 +89,7 @@ class PolledHeader(GroupResult):  # type: ignore[misc]
     @property
     def is_read_at_once(self) -> bool:
         """Whether one statement tells which members are ready."""
-        return backends.is_database(self.backend)
+        return backends.keeps_rows(self.backend)
 
     @cached_property
     def seen_count(self) -> int:
@@ -157,7 +157,8 @@ class Poll:
         ours = given is None or isinstance(getattr(given, "__self__", None), cls)
         is_celerys = not hooks.polls_itself(task.app)
         can = backends.capabilities(task.app.backend)
-        return ours and is_celerys and (can.polls or can.increments)
+        is_served = can.polls or can.increments or backends.is_django(task.app.backend)
+        return ours and is_celerys and is_served
 
     @property
     def app(self) -> Celery:

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from .. import settings
-from ..engine.patch import REDIS
+from ..engine.patch import DJANGO, REDIS
 from ..engine.report import Outcome
 from ..patches import outcomes, registry
 from ..upstream import backends, stores
@@ -84,6 +84,8 @@ def is_counted(app: Celery) -> bool:
     names = backends.names_of(app)
     if REDIS in names:
         return registry["counted_parts"].is_active(app)
+    if DJANGO in names:
+        return backends.has_django_app() and registry["django_counted_chords"].is_active(app)
     from ..ledger.tables import DIALECTS
 
     return not names.isdisjoint(DIALECTS) and registry["counted_chords"].is_active(app)

@@ -46,6 +46,7 @@ ASKED_SECONDS = 2.0
 LEFT_TO_CELERY = "chords are left to Celery alone"
 GRANT = "grant it to the user of the result backend"
 NO_TABLES = f"its tables are not there: until they are, {LEFT_TO_CELERY}"
+MIGRATE = "run `manage.py migrate chordguard`"
 CREATE = (
     "start a worker whose database user may create them, or have the output of "
     "`python -m chordguard ddl` executed"
@@ -122,8 +123,11 @@ def ask_backend(app: Celery, seconds: float = ASKED_SECONDS) -> list[Finding]:
     if not (keeps_ledger and settings.get(app, "chord_ledger")):
         return []
     with bounded_of_kind(app, seconds) as ledger:
+        if ledger is None:
+            return []
         if not ledger.is_there():
-            return [Finding("the ledger", NO_TABLES, CREATE)]
+            remedy = MIGRATE if backends.is_django(ledger.backend) else CREATE
+            return [Finding("the ledger", NO_TABLES, remedy)]
         refused = ledger.refused()
     return [
         Finding(what, f"the result backend refuses it ({why}): {LEFT_TO_CELERY}", GRANT)
@@ -335,6 +339,13 @@ def _limited_backend(app: Celery) -> Iterator[Finding]:
         yield Finding("result_backend", *lacks)
 
 
+def _missing_django_app(app: Celery) -> Iterator[Finding]:
+    reason = backends.why_without_ledger(app) if is_patched(app) else None
+    if reason:
+        remedy = f'add "{backends.DJANGO_APP}" to INSTALLED_APPS and run `manage.py migrate`'
+        yield Finding("INSTALLED_APPS", reason, remedy)
+
+
 def _replaced_hooks(app: Celery) -> Iterator[Finding]:
     for hook in hooks.found(app) if is_patched(app) else ():
         yield Finding(hook.name, f"it is not Celery's own: {hook.effect}", hook.instead)
@@ -365,6 +376,7 @@ def _short_join(app: Celery) -> Iterator[Finding]:
 #: What is looked at in the configuration, what weighs most first.
 LOOKS = (
     Look(_limited_backend),
+    Look(_missing_django_app),
     Look(_replaced_hooks),
     Look(_eager_mode),
     Look(_short_lived_keys, "B8"),

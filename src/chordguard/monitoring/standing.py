@@ -58,6 +58,8 @@ def lacking(app: Celery) -> tuple[str, str] | None:
         if kind.__name__ == "DisabledBackend":
             return "the app has no result backend: Celery refuses chords", FOR_MORE
         return f"Celery refuses chords on the result backend {name}", FOR_MORE
+    if (why := backends.why_without_ledger(app)) is not None:
+        return why, f'add "{backends.DJANGO_APP}" to INSTALLED_APPS and run `manage.py migrate`'
     how = "polled by celery.chord_unlock" if can.polls else "counted by Celery alone"
     more = "set chord_ledger = True" if can.keeps_ledger else FOR_MORE
     return f"chords on {name} are {how}, without a ledger: {LACKING}", more

@@ -23,6 +23,13 @@ from .canvas import (
 )
 from .counting import counter_safety_net, forked_backends, incremented_parts
 from .database import atomic_results, counted_chords, wide_results
+from .django import (
+    django_abandoned_counters,
+    django_atomic_results,
+    django_counted_chords,
+    django_ignored_results,
+    django_tolerant_parts,
+)
 from .polling import bounded_unlock, ignored_results, routed_unlock, tolerant_unlock
 from .redis import collected_results, counted_parts, tolerant_parts
 from .results import (
@@ -95,6 +102,11 @@ ORDER = (
     ignored_results,
     counter_safety_net,
     counted_chords,
+    django_tolerant_parts,
+    django_atomic_results,
+    django_ignored_results,
+    django_counted_chords,
+    django_abandoned_counters,
     own_ledger,
     bulk_headers,
     half_sent_chords,

@@ -14,7 +14,7 @@ from .. import signals
 from ..ledger.access import required_ledger
 from ..ledger.model import Ledger
 from ..ledger.packing import Header, leaf_ids, unpack_data
-from ..lifecycle import ending, safety_net
+from ..lifecycle import counting, ending, safety_net
 from ..lifecycle.settlement import Settlement
 from .diagnosis import diagnose
 from .kinds import (
@@ -207,14 +207,13 @@ def _results_of(app: Celery, header: Header) -> list[Any]:
 
 
 def _recount(ledger: Ledger, diagnosis: Diagnosis, _: Action) -> bool:
-    index_of = {id_: index for index, id_ in enumerate(leaf_ids(diagnosis.header or ()))}
-    claim = None
-    with ledger.asking(diagnosis.group_id) as token:
-        for result in diagnosis.uncounted:
-            part = ledger.part_from(result, index_of[result.task_id])
-            claim = ledger.count(diagnosis.group_id, part, token) or claim
-        if claim is not None:
-            ending.end(ledger, claim, diagnosis.body)
+    counting.catch_up(
+        ledger,
+        diagnosis.group_id,
+        diagnosis.header or (),
+        diagnosis.uncounted,
+        diagnosis.body,
+    )
     return True
 
 

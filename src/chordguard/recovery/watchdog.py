@@ -128,6 +128,14 @@ class Watchdog:
 
     def look_at_due(self) -> int:
         """Look at each chord that is due; return how many there were."""
+        try:
+            return self._look_at_all()
+        finally:
+            if self._ledger is not None:
+                with _forks.held_up():
+                    self._ledger.pause()
+
+    def _look_at_all(self) -> int:
         looked_at = 0
         while not self._is_stopped.is_set():
             with _forks.held_up():

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from celery.app.backends import by_url
 
 from .. import masking
-from ..engine.patch import COUNTING, POLLED, REDIS, SQL
+from ..engine.patch import COUNTING, DJANGO, POLLED, REDIS, SQL
 
 if TYPE_CHECKING:
     from celery import Celery
 
 __all__ = (
     "DATABASE_BACKEND",
+    "DJANGO_BACKEND",
     "REDIS_BACKEND",
     "Capabilities",
     "address",
@@ -30,15 +31,26 @@ __all__ = (
     "class_of",
     "decodes_as_celery",
     "errors",
+    "has_django_app",
     "is_database",
+    "is_django",
     "is_redis",
+    "keeps_rows",
     "names_of",
     "takes_chords",
     "why_unloadable",
+    "why_without_ledger",
 )
 
 REDIS_BACKEND = ("celery.backends.redis", "RedisBackend")
 DATABASE_BACKEND = ("celery.backends.database", "DatabaseBackend")
+DJANGO_BACKEND = ("django_celery_results.backends.database", "DatabaseBackend")
+
+#: The backends whose own store can keep a ledger.
+_WITH_LEDGER = (REDIS_BACKEND, DATABASE_BACKEND, DJANGO_BACKEND)
+
+#: The Django app whose models are the ledger there.
+DJANGO_APP = "chordguard.django"
 
 
 def is_redis(backend: Any) -> bool:
@@ -49,6 +61,23 @@ def is_redis(backend: Any) -> bool:
 def is_database(backend: Any) -> bool:
     """Tell whether `backend` is Celery's SQLAlchemy backend, or made from it."""
     return isinstance(backend, class_of(*DATABASE_BACKEND))
+
+
+def is_django(backend: Any) -> bool:
+    """Tell whether `backend` is the database backend of django-celery-results."""
+    return isinstance(backend, class_of(*DJANGO_BACKEND))
+
+
+def has_django_app() -> bool:
+    """Tell whether the Django of this process has the app with the tables of the ledger."""
+    from django.apps import apps
+
+    return bool(apps.ready and apps.is_installed(DJANGO_APP))
+
+
+def keeps_rows(backend: Any) -> bool:
+    """Tell whether `backend` keeps results in a SQL database, Celery's own way or Django's."""
+    return is_database(backend) or is_django(backend)
 
 
 @dataclass(frozen=True)
@@ -87,7 +116,7 @@ def capabilities(backend: Any) -> Capabilities:
         return Capabilities()
     increments = bool(getattr(kind, "implements_incr", False))
     counts = increments or not _is_stock(kind, "apply_chord")
-    keeps_ledger = any(_is_made_from(kind, path) for path in (REDIS_BACKEND, DATABASE_BACKEND))
+    keeps_ledger = any(_is_made_from(kind, path) for path in _WITH_LEDGER)
     return Capabilities(counts, increments, polls=not counts, keeps_ledger=keeps_ledger)
 
 
@@ -157,6 +186,10 @@ def names_of(app: Celery) -> frozenset[str]:
 
             dialect = make_url(url or app.conf.database_url).get_backend_name()
             return frozenset({SQL, dialect})
+        if _is_made_from(kind, DJANGO_BACKEND):
+            from . import django
+
+            return frozenset({DJANGO, django.vendor_of(kind)})
     except Exception:  # noqa: BLE001 - `why_unloadable` tells it
         return frozenset()
     can = capabilities(kind)
@@ -174,6 +207,23 @@ def why_unloadable(app: Celery) -> str | None:
     return None
 
 
+def why_without_ledger(app: Celery) -> str | None:
+    """Return what is missing for the ledger of an app whose results django-celery-results stores.
+
+    None: nothing, or the app has another result backend, or Django is not set up yet.
+    """
+    try:
+        kind, _ = class_and_url(app)
+    except Exception:  # noqa: BLE001 - `why_unloadable` tells it
+        return None
+    if not _is_made_from(kind, DJANGO_BACKEND) or has_django_app():
+        return None
+    return (
+        f"{DJANGO_APP} is not in INSTALLED_APPS: chords on django-db keep no ledger, and hang if a "
+        "member runs twice, a worker dies, or the transaction that starts them is not committed yet"
+    )
+
+
 def errors(backend: Any) -> tuple[type[Exception], ...]:
     """Return what the driver of `backend` raises where it cannot be read."""
     if is_redis(backend):
@@ -183,6 +233,10 @@ def errors(backend: Any) -> tuple[type[Exception], ...]:
         from sqlalchemy.exc import SQLAlchemyError
 
         return (SQLAlchemyError,)
+    if is_django(backend):
+        from . import django
+
+        return django.errors()
     return (OSError,)
 
 

@@ -12,6 +12,7 @@ __all__ = (
     "create_tables",
     "database_module",
     "is_refusal",
+    "refuses",
     "with_retries",
 )
 
@@ -76,7 +77,11 @@ def is_refusal(exc: BaseException | None) -> bool:
 
     `exc` is what SQLAlchemy raised.
     """
-    cause: Any = getattr(exc, "orig", None)
+    return refuses(getattr(exc, "orig", None))
+
+
+def refuses(cause: Any) -> bool:
+    """Tell whether a driver raised `cause` since the database refuses a statement for good."""
     if cause is None:
         return False
     number = next(iter(getattr(cause, "args", ())), None)

@@ -37,6 +37,9 @@ __all__ = (
 #: Where the functions of Celery itself come from.
 _CELERY = Path(celery.__file__).parent
 
+#: The package whose result backends are as good as Celery's own.
+_DJANGO_RESULTS = "django_celery_results"
+
 #: The name of Celery's task that polls chords.
 UNLOCK = "celery.chord_unlock"
 
@@ -160,7 +163,8 @@ def _is_celerys(function: Any) -> bool:
     """Tell whether Celery itself defines a function, and nothing is wrapped around it."""
     if type(function) is not FunctionType:
         return False
-    return Path(function.__code__.co_filename).is_relative_to(_CELERY)
+    path = Path(function.__code__.co_filename)
+    return path.is_relative_to(_CELERY) or _DJANGO_RESULTS in path.parts
 
 
 @cache

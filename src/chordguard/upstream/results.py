@@ -140,7 +140,11 @@ def read_results(backend: Any, task_ids: Sequence[str]) -> Results:
     """
     if not backends.can_be_read(backend):
         return Results()
-    read = _read_from_database if backends.is_database(backend) else _read_from_others
+    read = _read_from_others
+    if backends.is_database(backend):
+        read = _read_from_database
+    elif backends.is_django(backend):
+        read = _read_from_django
     return Results(result for chunk in chunks(task_ids) for result in read(backend, chunk))
 
 
@@ -167,6 +171,11 @@ def delete_expired(backend: Any, spared: Any) -> None:
         backend: The result backend.
         spared: A statement that selects the ids of the tasks whose results stay.
     """
+    if backends.is_django(backend):
+        from . import django
+
+        django.delete_expired(backend, spared)
+        return
     before = datetime.now(timezone.utc).replace(tzinfo=None) - backend.expires
     task, group = backend.task_cls, backend.taskset_cls
     _delete(backend, task, (task.date_done < before) & task.task_id.not_in(spared))
@@ -177,13 +186,19 @@ def ready_states(backend: Any, task_ids: Sequence[str]) -> dict[str, str]:
     """Return the states of those of `task_ids` that are ready, by id, where they can be read."""
     if not backends.can_be_read(backend):
         return {}
-    if not backends.is_database(backend):
+    if not backends.keeps_rows(backend):
         return {
             task_id: meta["status"]
             for task_id, meta in read_metas(backend, task_ids)
             if meta["status"] in states.READY_STATES
         }
     found: dict[str, str] = {}
+    if backends.is_django(backend):
+        from . import django
+
+        for chunk in chunks(task_ids):
+            found.update(django.ready_rows(backend, chunk))
+        return found
     for chunk in chunks(task_ids):
         task = backend.task_cls
         found.update(
@@ -196,7 +211,7 @@ def ready_states(backend: Any, task_ids: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def chunks(items: Sequence[str]) -> Iterator[Sequence[str]]:
+def chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
     """Yield `items` in slices of :data:`CHUNK`."""
     return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
 
@@ -341,6 +356,17 @@ def _read_from_others(backend: Any, task_ids: Sequence[str]) -> Iterator[StoredR
     for task_id, meta in read_metas(backend, task_ids):
         is_spare = meta.get("traceback") == KEPT_FOR_CHORD
         yield StoredResult(task_id, meta["status"], meta["result"], is_spare)
+
+
+def _read_from_django(backend: Any, task_ids: Sequence[str]) -> Iterator[StoredResult]:
+    from . import django
+
+    for task_id, state, value, exc in django.decoded_rows(backend, task_ids):
+        if exc is not None and state in states.READY_STATES:
+            yield unreadable(task_id, f"{type(exc).__name__}: {exc}")
+        else:
+            # One that is not done may still store another.
+            yield StoredResult(task_id, state, value)
 
 
 def _read_from_database(backend: Any, task_ids: Sequence[str]) -> Iterator[StoredResult]:

@@ -16,8 +16,9 @@ from celery.utils import uuid
 from chordguard.ledger.model import ChordUnknown
 from chordguard.ledger.packing import leaf_ids
 from chordguard.ledger.sql import DatabaseLedger
-from chordguard.upstream.backends import is_redis
+from chordguard.upstream.backends import is_django, is_redis
 from tests import tasks
+from tests.django import project
 from tests.harness import wait_until
 
 THREADS = 8
@@ -30,10 +31,18 @@ OWN = ("redis own", "postgresql own")
 
 def on(*kinds):
     """Return parameters for the fixture `kind`; each kind may have a process of its own."""
-    return [pytest.param(kind, marks=pytest.mark.xdist_group(f"ledger-{kind}")) for kind in kinds]
+    return [pytest.param(kind, marks=marks_of(kind)) for kind in kinds]
 
 
-in_sql = pytest.mark.parametrize("kind", on(*SQL))
+def marks_of(kind):
+    marks = [pytest.mark.xdist_group(f"ledger-{kind}")]
+    # To a ledger whose statements Django writes they are two more databases.
+    is_nightly = kind in ("django-sqlite", "django-mysql")
+    return [*marks, pytest.mark.nightly] if is_nightly else marks
+
+
+in_sql = pytest.mark.parametrize("kind", on(*SQL, *project.BACKENDS))
+in_sqlalchemy = pytest.mark.parametrize("kind", on(*SQL))
 in_redis = pytest.mark.parametrize("kind", on("redis"))
 
 #: How many transactions of the database at hand wait for another one. The table of transactions
@@ -52,6 +61,13 @@ LATER = 3600.0
 
 def ledger_on(url):
     return DatabaseLedger(app_on(f"db+{url}").backend)
+
+
+def ledger_on_django():
+    """Return a ledger in the database that Django works with now."""
+    from chordguard.ledger.django import DjangoLedger
+
+    return DjangoLedger(app_on("django-db").backend)
 
 
 def app_on(result_url, name="ledger", **settings):
@@ -124,6 +140,8 @@ def rewrite(ledger, group_id, name, value):
     if is_redis(ledger.backend):
         record = ledger.key(group_id, ".chordguard")
         ledger.backend.client.hset(record, name, value)
+    elif is_django(ledger.backend):
+        ledger.chords().filter(pk=group_id).update(**{name: value})
     else:
         execute(
             ledger,

@@ -8,8 +8,10 @@ import pytest
 from celery.utils import uuid
 
 from chordguard.ledger.redis import RedisLedger
+from tests.conftest import needed_by
+from tests.django import project
 from tests.harness import create_result_tables, delete_keys
-from tests.unit.ledger.chords import OWN, SQL, app_on, ledger_on, on, start
+from tests.unit.ledger.chords import OWN, SQL, app_on, ledger_on, ledger_on_django, on, start
 
 
 @pytest.fixture(scope="package")
@@ -18,6 +20,7 @@ def new_database(servers, tmp_path_factory):
     with contextlib.ExitStack() as closing:
 
         def create(kind):
+            kind = project.BACKENDS.get(kind, kind)
             if kind == "sqlite":
                 return f"sqlite:///{tmp_path_factory.mktemp('database') / 'results.sqlite'}"
             server = servers.get(kind)
@@ -32,14 +35,25 @@ def new_database(servers, tmp_path_factory):
 @pytest.fixture(scope="package")
 def shared(new_database):
     """Return a function that returns the ledger that the tests on a database share."""
-    ledgers = {}
+    ledgers, projects = {}, {}
 
     def get(kind):
         if kind not in ledgers:
-            url = new_database(kind)
-            create_result_tables(url)
-            ledgers[kind] = ledger_on(url)
+            ledgers[kind] = ledger_on_new(kind)
+        if kind in project.BACKENDS:
+            project.use(projects[kind])
         return ledgers[kind]
+
+    def ledger_on_new(kind):
+        url = new_database(kind)
+        if kind not in project.BACKENDS:
+            create_result_tables(url)
+            return ledger_on(url)
+        database = project.database_of(project.BACKENDS[kind], url.partition("?")[0])
+        projects[kind] = {"databases": {"default": database}, "apps": list(project.APPS)}
+        project.use(projects[kind])
+        project.migrate()
+        return ledger_on_django()
 
     return get
 
@@ -66,7 +80,7 @@ def redis_ledger(redis_backend):
     return lambda **settings: RedisLedger(redis_backend(**settings))
 
 
-@pytest.fixture(params=on("redis", *SQL, *OWN))
+@pytest.fixture(params=on("redis", *SQL, *OWN, *project.BACKENDS))
 def kind(request):
     return request.param
 
@@ -74,7 +88,7 @@ def kind(request):
 @pytest.fixture
 def ledger(request, kind, require):
     store, _, own = kind.partition(" ")
-    require(*({store} - {"sqlite"}), *(["redis"] if own else []))
+    require(*needed_by(store), *(["redis"] if own else []))
     if store == "redis":
         ledger = request.getfixturevalue("redis_ledger")()
     else:

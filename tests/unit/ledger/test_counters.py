@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import sqlalchemy as sa
 
-from chordguard.ledger import counters
+from chordguard.ledger import counters, parts
 from chordguard.ledger.model import Part
 from chordguard.ledger.sql import DatabaseLedger
+from chordguard.upstream.backends import is_django
 from tests.unit.ledger.chords import THREADS, count_during, on, rewrite, start
 from tests.unit.ledger.test_sql_transactions import Results, commits_fail
 
@@ -39,7 +40,10 @@ def test_what_is_known_of_chords_takes_no_more_and_more_memory():
     assert len(counters._known) <= counters.MOST_KNOWN
 
 
-@pytest.fixture(params=on("postgresql", "mysql"))
+in_sqlalchemy = pytest.mark.parametrize("kind", on("postgresql", "mysql"))
+
+
+@pytest.fixture(params=on("postgresql", "mysql", "django-postgresql", "django-mysql"))
 def kind(request):
     return request.param
 
@@ -55,6 +59,13 @@ def group_id(ledger):
 
 def rows_of(ledger, group_id):
     """Return how many rows of a chord each table has."""
+    if is_django(ledger.backend):
+        rows = {
+            "chord": ledger._chord(group_id),
+            "member": ledger._members(group_id),
+            "counter": ledger._counters(group_id),
+        }
+        return {name: found.count() for name, found in rows.items() if found.exists()}
     tables = ledger.tables
     columns = {
         "chord": tables.chord.c.id,
@@ -71,7 +82,7 @@ def rows_of(ledger, group_id):
 def other_process(ledger):
     """Return a ledger that knows nothing of the chords so far."""
     counters._known.clear()
-    return DatabaseLedger(ledger.backend)
+    return type(ledger)(ledger.backend)
 
 
 class TestCounting:
@@ -136,6 +147,7 @@ class TestCounting:
         assert [None, True] == [claim and True for claim in claims]
         ledger.close(group_id)
 
+    @in_sqlalchemy
     def test_parts_do_not_wait_for_the_row_of_their_chord(self, ledger, group_id):
         engine = sa.create_engine(ledger.backend.url)
         ledger.count(group_id, Part(IDS[0]))
@@ -145,6 +157,7 @@ class TestCounting:
             assert counted.result(timeout=30) is None
         engine.dispose()
 
+    @in_sqlalchemy
     def test_commit_that_fails_stores_and_counts_nothing(self, ledger, group_id):
         if ledger.backend.url.startswith("postgresql"):
             pytest.skip("it stores and counts by one statement")
@@ -167,7 +180,7 @@ class TestLooking:
     @pytest.fixture
     def unseen(self, ledger, group_id, monkeypatch):
         """All parts were counted, and who counted the last one died before it looked."""
-        monkeypatch.setattr(DatabaseLedger, "_claim_if_whole", lambda *_: None)
+        monkeypatch.setattr(type(ledger), "_claim_if_whole", lambda *_: None)
         for id_ in IDS:
             ledger.count(group_id, Part(id_))
         monkeypatch.undo()
@@ -212,6 +225,7 @@ class TestMembersToldLater:
         assert (SIZE, 1) == (ledger.read(group_id).size, ledger.read(group_id).returned)
         ledger.close(group_id)
 
+    @in_sqlalchemy
     def test_part_that_waits_for_it_is_counted(self, ledger):
         group_id = start(ledger, None)
         tables, this = ledger.tables, {"chord": group_id}
@@ -219,7 +233,7 @@ class TestMembersToldLater:
 
         def tell(connection):
             connection.execute(tables.lock, {**this, "now": time.time()})
-            assert number == counters.spread(tables, connection, group_id, IDS)
+            assert number == parts.spread(tables, connection, group_id, IDS)
             connection.execute(tables.spread, {**this, "number": number})
 
         assert (True, None) == count_during(ledger, group_id, Part(IDS[0]), tell)
@@ -262,6 +276,7 @@ class TestClosing:
         assert [None, None] == [ledger.count(group_id, Part(id_)) for id_ in IDS[:2]]
         assert {} == rows_of(ledger, group_id)
 
+    @in_sqlalchemy
     @pytest.mark.parametrize("table", ["chord", "counter"])
     def test_part_that_comes_meanwhile_leaves_nothing(self, ledger, group_id, table):
         other = DatabaseLedger(ledger.backend)
@@ -283,6 +298,7 @@ class TestClosing:
         assert [IDS[1]] == counted_meanwhile
         assert {} == rows_of(ledger, group_id)
 
+    @in_sqlalchemy
     def test_part_that_waits_leaves_nothing(self, ledger, group_id):
         ledger.count(group_id, Part(IDS[0]))
         tables, this = ledger.tables, {"chord": group_id}
@@ -297,7 +313,7 @@ class TestClosing:
         assert {IDS[0]} == ledger.counted(group_id)
 
 
-@pytest.mark.parametrize("kind", on("sqlite"))
+@pytest.mark.parametrize("kind", on("sqlite", "django-sqlite"))
 def test_sqlite_counts_on_the_row_of_the_chord(ledger):
     group_id = start(ledger, IDS)
 

@@ -12,7 +12,7 @@ from celery.utils import uuid
 from sqlalchemy.engine import Engine
 
 import chordguard.ledger.scripts
-from chordguard.upstream.backends import is_redis
+from chordguard.upstream.backends import is_django, is_redis
 from tests.unit.ledger.chords import LATER, count, counted, in_redis, start
 
 
@@ -55,6 +55,26 @@ def first_answer_lost(ledger, monkeypatch):
         assert lost.is_lost
 
     @contextlib.contextmanager
+    def in_django():
+        from django.db import OperationalError, connections
+
+        error, connection = OperationalError("lost"), connections[ledger.alias]
+        commit = Lost(error, connection._commit)
+
+        def write(execute, sql, *rest):
+            is_alone = not connection.in_atomic_block and not sql.startswith("SELECT")
+            if commit.is_lost or not is_alone:
+                return execute(sql, *rest)
+            commit.is_lost = True
+            execute(sql, *rest)
+            raise error
+
+        with monkeypatch.context() as patched, connection.execute_wrapper(write):
+            patched.setattr(connection, "_commit", lambda: commit())
+            yield
+        assert commit.is_lost
+
+    @contextlib.contextmanager
     def in_redis():
         client = ledger.backend.client
         for name in ("add", "claim", "close", "count", "due", "look", "renew", "size"):
@@ -69,6 +89,8 @@ def first_answer_lost(ledger, monkeypatch):
             yield
         assert execute.is_lost or script.is_lost
 
+    if is_django(ledger.backend):
+        return in_django
     return in_redis if is_redis(ledger.backend) else in_sql
 
 

@@ -9,9 +9,9 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool
 
 from chordguard.ledger.model import Part
-from tests.unit.ledger.chords import LATER, in_sql
+from tests.unit.ledger.chords import LATER, in_sqlalchemy
 
-pytestmark = in_sql
+pytestmark = in_sqlalchemy
 
 
 @pytest.fixture

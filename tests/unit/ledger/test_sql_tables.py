@@ -4,10 +4,10 @@ import sqlalchemy as sa
 from celery import Celery
 
 from chordguard.ledger.tables import DEFAULT_NAMES, Tables
-from tests.unit.ledger.chords import THREADS, at_once, in_sql, ledger_on
+from tests.unit.ledger.chords import THREADS, at_once, in_sqlalchemy, ledger_on
 
 
-@in_sql
+@in_sqlalchemy
 def test_several_may_create_them_at_once(kind, require, new_database):
     require(*({kind} - {"sqlite"}))
     url = new_database(kind)

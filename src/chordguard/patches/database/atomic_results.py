@@ -60,7 +60,7 @@ def store(wrapped: Any, backend: Any, args: Any, kwargs: Any, *, state: Any, req
 
     def store_result() -> None:
         part = counting.part_to_store(request) if is_member else None
-        if part is not None and part.store(statement, values):
+        if part is not None and part.store((statement, values)):
             return
         with sessions.session(backend) as session:
             session.connection().execute(statement, values)

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from celery import states
+from celery.utils.time import maybe_timedelta
 from kombu.exceptions import EncodeError
 
 from ...engine.patch import Defect, Patch
@@ -188,7 +189,7 @@ def cleanup(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
         return
     delete_expired(backend, ledger.live_members())
     try:
-        before = time.time() - 2 * backend.expires.total_seconds()
+        before = time.time() - 2 * maybe_timedelta(backend.expires).total_seconds()
         ledger.forget_abandoned(before, partial(_is_settled_later, backend.app))
     except Exception:  # noqa: BLE001 - it is logged
         warn_once("Could not remove abandoned chords from the ledger")

@@ -40,6 +40,7 @@ DISABLED = ("celery.backends.base", "DisabledBackend", None)
 RPC = ("celery.backends.rpc", "RPCBackend", None)
 REDIS = ("celery.backends.redis", "RedisBackend", None)
 DATABASE = ("celery.backends.database", "DatabaseBackend", None)
+DJANGO = ("django_celery_results.backends.database", "DatabaseBackend", None)
 GCS = ("celery.backends.gcs", "GCSBackend", celery_5_5)
 
 
@@ -65,7 +66,7 @@ def ensure_chords_allowed(wrapped: Any, backend: Any, args: Any, kwargs: Any) ->
 
 
 @wraps("_apply_chord_incr", (KEY_VALUE,), header_result_args=0, body=1)
-@wraps("apply_chord", (BASE, REDIS, DATABASE), header_result_args=0, body=1)
+@wraps("apply_chord", (BASE, REDIS, DATABASE, DJANGO), header_result_args=0, body=1)
 def apply_chord(
     wrapped: Any, backend: Any, args: Any, kwargs: Any, *, header_result_args: Any, body: Any
 ) -> Any:
@@ -118,7 +119,11 @@ def set_chord_size(wrapped: Any, backend: Any, args: Any, kwargs: Any, *, group_
 
 
 @wraps(
-    "on_chord_part_return", (BASE, KEY_VALUE, REDIS, DATABASE, GCS), request=0, state=1, result=2
+    "on_chord_part_return",
+    (BASE, KEY_VALUE, REDIS, DATABASE, DJANGO, GCS),
+    request=0,
+    state=1,
+    result=2,
 )
 def on_chord_part_return(
     wrapped: Any, backend: Any, args: Any, kwargs: Any, *, request: Any, state: Any, result: Any

@@ -1,0 +1,1 @@
+"""Fixes of the result backend of django-celery-results (``django-db``)."""

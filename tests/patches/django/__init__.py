@@ -1,0 +1,1 @@
+"""Fixes of django-celery-results, on a Django project with real workers."""
