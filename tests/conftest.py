@@ -84,11 +84,11 @@ def require(servers: Servers) -> Callable[..., None]:
     return check
 
 
-def needed_by(backend: str) -> set[str]:
-    """Return the servers that a result backend needs; skip the test where its package is absent."""
+def needed_by(backend: str, *brokers: str) -> list[str]:
+    """Return the servers that a test needs; skip it where the package of its backend is absent."""
     if backend in harness.DJANGO_BACKENDS and importlib.util.find_spec("django") is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("Django is not installed")
-    return {harness.DJANGO_BACKENDS.get(backend, backend)} - {"sqlite"}
+    return harness.servers_of(backend, *brokers)
 
 
 @pytest.fixture
@@ -98,11 +98,11 @@ def clusters(
     """Return `harness.Clusters.__call__`, for tests that want to say themselves what they need."""
 
     def get(backend: str = "redis", broker: str = "redis", **options: Any) -> harness.Cluster:
-        require(*harness.servers_of(backend, broker))
+        require(*needed_by(backend, broker))
         return clusters_kept(backend, broker, **options)
 
     def alone(backend: str = "redis", broker: str = "redis", **options: Any) -> Any:
-        require(*harness.servers_of(backend, broker))
+        require(*needed_by(backend, broker))
         return clusters_kept.alone(backend, broker, **options)
 
     get.alone = alone  # type: ignore[attr-defined]

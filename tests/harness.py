@@ -98,12 +98,12 @@ def wait_until(
     return value
 
 
-def servers_of(backend: str, broker: str) -> list[str]:
-    """Return the servers that a stack needs."""
-    kinds = {broker, *backend.split("+")}
+def servers_of(backend: str, *brokers: str) -> list[str]:
+    """Return the servers that a result backend, and brokers, need."""
+    kinds = {DJANGO_BACKENDS.get(kind, kind) for kind in backend.split("+")} | {*brokers}
     if "none" in kinds:
         kinds.add("redis")
-    return sorted(kinds - {"sqlite", "rpc", "none"})
+    return sorted(kinds - {*SERVERLESS, "rpc", "none"})
 
 
 class Stack:
