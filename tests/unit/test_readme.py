@@ -120,7 +120,6 @@ def test_only_settings_that_exist_are_named(text):
     others = {
         "chord_unlock",
         "chord_fix_",
-        "chord_ledger_url",
         *DEFAULT_NAMES,
         "chord_id",
         *signals.__all__,

@@ -22,7 +22,7 @@ from ...errors import OUTSIDE, ChordEnded
 from ...ledger.access import ledger_of, ledger_on, missing_ledger
 from ...ledger.model import ChordUnknown
 from ...ledger.packing import header_of
-from ...lifecycle import counting, starting
+from ...lifecycle import counting, incrementing, starting
 from ...log import warn_once
 from ...upstream import backends, stores
 from ...upstream.signatures import giving, kind_of
@@ -86,14 +86,14 @@ def apply_chord(
 
 def _open(backend: Any, run: Any, header: tuple[str, Any], body: Any) -> bool:
     """Open a chord in the ledger; return False where chords are not counted there."""
-    if not stores.has_store(backend.app):
+    group_id, results = header
+    if not stores.has_store(backend.app) or incrementing.is_claim(group_id):
         return False
     ledger = ledger_on(backend)
     if ledger is None:
         if not backends.takes_chords(backend):
             raise missing_ledger(backend.app)
         return False
-    group_id, results = header
     starting.open_chord(ledger, group_id, results, body)
     if run is not None:
         run.ledger = ledger
