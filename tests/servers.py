@@ -398,11 +398,17 @@ class MySQL(SQLKind):
             " --character-set-server=utf8mb4"
         )
         if mariadb is None:
-            options = options.replace(" --innodb-flush-method=nosync", " --mysqlx=OFF")
+            options = options.replace(" --innodb-flush-method=nosync", "") + " --mysqlx=OFF"
         return [Spawned([program, *options.split()], folder, user)]
 
     def url_of(self, port: int) -> str:
         return f"mysql+pymysql://root@127.0.0.1:{port}/mysql"
+
+
+class DurableMySQL(MySQL):
+    """MariaDB or MySQL that knows after a crash of its own what was committed before."""
+
+    persistence = "--skip-log-bin --innodb-flush-log-at-trx-commit=2"
 
 
 class RabbitMQ(ServerKind):

@@ -41,7 +41,7 @@ from tests import faults, tasks
 from tests.app_factory import make_app
 from tests.chaos.proxy import Proxy
 from tests.harness import Stack, Worker, delete_keys, running_worker
-from tests.servers import DurableRedis, Servers
+from tests.servers import DurableMySQL, DurableRedis, Servers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -203,7 +203,8 @@ class Run:
         self.backend = backend
         self.server: Server | None = None
         if mode == "restarts":
-            self.server = servers.start(backend, DurableRedis() if backend == "redis" else None)
+            durable = {"redis": DurableRedis, "mysql": DurableMySQL}.get(backend)
+            self.server = servers.start(backend, durable() if durable else None)
         # Redis as a broker loses the messages that a killed worker has just fetched.
         self.stack = Stack(servers, backend, "rabbitmq")
         self.proxy: Proxy | None = None
