@@ -26,6 +26,7 @@ from chordguard import (
     Diagnosis,
     LedgerMissing,
     Outcome,
+    Progress,
     Report,
     ResultTooLong,
     ResultUnreadable,
@@ -38,6 +39,7 @@ from chordguard import (
     install_patches,
     is_chord_error,
     patch_report,
+    progress,
     raise_if_errors,
     repair,
     setup_periodic_monitoring,
@@ -75,6 +77,17 @@ def patches(app: Celery) -> None:
     assert_type(report["counted_parts"], Outcome)
     assert_type(report["counted_parts"].reason, str)
     uninstall_patches(app)
+
+
+def following(app: Celery, result: AsyncResult[Any]) -> None:
+    found = progress(result, nested=True)
+    assert_type(found, Progress)
+    assert_type(found.total, int | None)
+    assert_type(found.done, int)
+    assert_type(found.percent, float | None)
+    assert_type(found.has_ended, bool)
+    assert_type(found.nested, tuple[Progress, ...])
+    assert_type(progress(result.id, app, may_be_slow=False).state, str)
 
 
 def choices(header: list[Signature], body: Signature) -> None:

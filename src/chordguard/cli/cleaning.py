@@ -10,6 +10,7 @@ import click
 
 from ..ledger.access import bounded_ledger
 from ..ledger.model import Ledger
+from ..ledger.tallies import ENDED, End
 from ..recovery.evidence import examine_all
 from ..recovery.kinds import BODY_DONE
 from ..upstream import backends
@@ -105,7 +106,7 @@ def _left_behind(ledger: Ledger) -> Leftovers:
 
 def _remove(ledger: Any, left: Leftovers) -> None:
     for group_id in [*left.ended, *left.expired]:
-        ledger.close(group_id)
+        ledger.close(group_id, End(ENDED))
     if backends.is_database(ledger.backend):
         # Members whose chord is gone, too.
         ledger.forget_abandoned(_abandoned_before(ledger))

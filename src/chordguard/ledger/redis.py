@@ -21,13 +21,15 @@ from celery import states
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
 
 from ..errors import OUTSIDE
+from ..signals import FAILED
 from ..upstream.results import StoredResult, chunks, read_results, ready_states, stored_result
 from . import claims
 from .checked import Reader, header_in
 from .claims import new_token
-from .model import LONGEST_SECONDS, Claim, Ledger, Outstanding, Part, Record, RecordLost
+from .model import LONGEST_SECONDS, Claim, Outstanding, Part, Record, RecordLost
 from .packing import Header, header_of, leaf_ids, pack
-from .scripts import ChordScripts
+from .redis_tallies import RedisTallies
+from .tallies import End
 
 __all__ = ("RedisLedger",)
 
@@ -54,11 +56,8 @@ _FIELDS = (
     "lifetime",
 )
 
-#: The states of members that failed, as JSON.
-_FAILED = json.dumps(sorted(states.PROPAGATE_STATES))
 
-
-class RedisLedger(ChordScripts, Ledger):
+class RedisLedger(RedisTallies):
     """The live chords of one Redis result backend; see :class:`.model.Ledger`.
 
     Arguments:
@@ -73,10 +72,12 @@ class RedisLedger(ChordScripts, Ledger):
         due: float,
         timeout: float | None,
         signatures: bytes | None = None,
+        body_id: str | None = None,
     ) -> None:
         lifetime = _lifetime(timeout)
         text = "" if header is None else pack(header)
-        kept = (text, body or "", signatures or "")
+        total = "" if header is None else len(set(leaf_ids(header)))
+        kept = (text, body or "", signatures or "", body_id or "", total)
         self._run("open", group_id, time.time(), due, lifetime, *kept)
 
     def reopen(self, group_id: str, body: bytes, due: float, timeout: float | None) -> bool:
@@ -177,8 +178,7 @@ class RedisLedger(ChordScripts, Ledger):
         if since is None or (returned > seen and not is_over):
             # Workers without the patches have counted it; or nobody knows when it was counted.
             since = now
-            note = (now, max(returned, seen), int(self.backend._chord_zset), _FAILED)
-            failures = self._run("note", group_id, *note)
+            failures = self.note(group_id, now, max(returned, seen))
         lost = ["record"] if is_reopened else []
         if not is_proven:
             lost += ["parts"] if returned < seen else []
@@ -296,14 +296,18 @@ class RedisLedger(ChordScripts, Ledger):
                     expired += self._run("renew", group_id, text, now, 0, f"{now:.3f}")
         return expired
 
-    def close(self, group_id: str, *, has_failed: bool = False) -> None:
+    def close(self, group_id: str, end: End | None = None) -> None:
         # From 5.7 on Celery asks for the mark itself.
-        values = (int(self._is_celery_5_7), 0, int(has_failed))
+        values: tuple[Any, ...] = (int(self._is_celery_5_7), 0)
+        if end is not None:
+            failed = "" if end.failed is None else end.failed
+            values += (int(end.outcome == FAILED), time.time(), end.outcome, failed)
+            values += (int(self.backend.expires or LONGEST_SECONDS),)
         self._run("close", group_id, DONE_SECONDS, *values)
 
     def abandon(self, group_id: str, *, is_known: bool) -> None:
         seconds = _expires(self.backend) if is_known else 0
-        values = (seconds, int(self._is_celery_5_7), 1, 0)
+        values = (seconds, int(self._is_celery_5_7), 1)
         # Once: somebody waits for an error.
         self._run_once("close", group_id, values)
 
