@@ -49,6 +49,7 @@ from chordguard import (
     tolerant,
     uninstall_patches,
 )
+from chordguard.aio import aget, aprogress
 from chordguard.metrics import (
     COUNTED,
     GAUGES,
@@ -88,6 +89,12 @@ def following(app: Celery, result: AsyncResult[Any]) -> None:
     assert_type(found.has_ended, bool)
     assert_type(found.nested, tuple[Progress, ...])
     assert_type(progress(result.id, app, may_be_slow=False).state, str)
+
+
+async def awaiting(app: Celery, result: AsyncResult[Any]) -> None:
+    async for found in aprogress(result.id, app, interval=1, timeout=60):
+        assert_type(found, Progress)
+    await aget(result, timeout=60, propagate=False)
 
 
 def choices(header: list[Signature], body: Signature) -> None:

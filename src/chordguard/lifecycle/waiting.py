@@ -79,6 +79,10 @@ class ParentsWatch:
             self._sweep({})
             self._next_sweep = now + (time.monotonic() - now) / SHARE
 
+    def look_once(self) -> None:
+        """Read the parents; raise the error of the first one that failed."""
+        self._sweep(self._read())
+
     def _look(self) -> None:
         """Read which of the pending parents are ready."""
         started = time.monotonic()

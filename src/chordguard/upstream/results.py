@@ -17,6 +17,7 @@ __all__ = (
     "chunks",
     "delete_expired",
     "forget_results",
+    "meta_of",
     "read_metas",
     "read_results",
     "ready_states",
@@ -53,14 +54,17 @@ class StoredResult(NamedTuple):
         return self.state in states.PROPAGATE_STATES
 
 
-def read_results(backend: Any, task_ids: Sequence[str]) -> dict[str, StoredResult]:
+def read_results(
+    backend: Any, task_ids: Sequence[str], at_once: int | None = None
+) -> dict[str, StoredResult]:
     """Return the stored results among `task_ids`, by id, whatever their state.
 
-    One MGET or SELECT for each :data:`CHUNK` ids, retried by the backend's own policy.
+    One MGET, or SELECT, for each :data:`CHUNK` ids, or for `at_once` of them; retried by the
+    backend's own policy.
     """
     read = _read_from_redis if backends.is_redis(backend) else _read_from_database
     found: dict[str, StoredResult] = {}
-    for chunk in chunks(task_ids):
+    for chunk in chunks(task_ids, at_once):
         found.update((result.task_id, result) for result in read(backend, chunk))
     return found
 
@@ -105,9 +109,10 @@ def ready_states(backend: Any, task_ids: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def chunks(items: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Yield `items` in slices of :data:`CHUNK`."""
-    return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
+def chunks(items: Sequence[str], size: int | None = None) -> Iterator[Sequence[str]]:
+    """Yield `items` in slices of a `size`, by default :data:`CHUNK`."""
+    size = size or CHUNK
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def read_metas(backend: Any, task_ids: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -119,16 +124,17 @@ def read_metas(backend: Any, task_ids: Sequence[str]) -> Iterator[tuple[str, dic
         keys = [backend.get_key_for_task(task_id) for task_id in chunk]
         for task_id, payload in zip(chunk, backend.ensure(backend.mget, (keys,)), strict=True):
             if payload is not None:
-                yield task_id, _meta_of(backend, task_id, payload)
+                yield task_id, meta_of(backend, task_id, payload)
 
 
 def stored_result(backend: Any, task_id: str, payload: Any) -> StoredResult:
     """Return the result that a Redis `backend` stored as `payload`."""
-    meta = _meta_of(backend, task_id, payload)
+    meta = meta_of(backend, task_id, payload)
     return StoredResult(task_id, meta["status"], meta["result"])
 
 
-def _meta_of(backend: Any, task_id: str, payload: Any) -> dict[str, Any]:
+def meta_of(backend: Any, task_id: str, payload: Any) -> dict[str, Any]:
+    """Return the meta-data that a Redis `backend` stored, or announced, as `payload`."""
     try:
         meta = backend.decode(payload)
         if isinstance(meta["status"], str) and "result" in meta:
