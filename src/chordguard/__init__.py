@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         UntestedCeleryWarning,
     )
     from .failures import is_chord_error, raise_if_errors, split_results, to_exception
+    from .lifecycle.progress import Progress, progress
     from .monitoring.health import check_stuck_chords, get_active_chords, health_check
     from .monitoring.periodic import setup_periodic_monitoring
     from .policy import strict, tolerant
@@ -42,6 +43,7 @@ __all__ = (
     "Diagnosis",
     "LedgerMissing",
     "Outcome",
+    "Progress",
     "Report",
     "ResultTooLong",
     "ResultUnreadable",
@@ -54,6 +56,7 @@ __all__ = (
     "install_patches",
     "is_chord_error",
     "patch_report",
+    "progress",
     "raise_if_errors",
     "repair",
     "setup_periodic_monitoring",
@@ -95,6 +98,10 @@ _HOMES = {
         "raise_if_errors",
         "split_results",
         "to_exception",
+    ),
+    "lifecycle.progress": (
+        "Progress",
+        "progress",
     ),
     "monitoring.health": (
         "check_stuck_chords",

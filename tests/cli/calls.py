@@ -87,6 +87,7 @@ def normalized(text: str) -> str:
         (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID"),
         (r"\d{4}-\d\d-\d\dT[\d:.]+(\+00:00)?", "TIME"),
         (r"\b\d+(\.\d+)? (s|min|h|d)\b", "SECONDS"),
+        (r"\b[\d.]+(e-?\d+)?/s", "RATE"),
         (r"[\w-]+@[\w-]+", "WORKER"),
         (r"\b(tests|proj)\.", "proj."),
         (r" +\n", "\n"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from celery import chord, group
@@ -68,9 +69,15 @@ def test_list_has_filters(cluster, gate):
     assert (1, [second_id]) == listed("--diagnosis", "member-lost", "--stuck")
     assert (0, []) == listed("--min-age", "1h")
     rows = call(cluster.app, "list").stdout.splitlines()
-    assert ["chord", "diagnosis", "age", "done", "body"] == rows[0].split()
+    titles = ["chord", "diagnosis", "age", "done", "failed", "rate", "eta", "body"]
+    assert titles == rows[0].split()
     assert rows[1].startswith(f"{first_id}  running ")
-    assert rows[1].endswith("1/2   tests.collect")
+    assert rows[1].endswith(" tests.collect")
+    assert "1/2" in rows[1]
+    assert re.search(r" 0 +[\d.e-]+/s +[\d.]+ (s|min) ", rows[1])
+    (chord_,) = call(cluster.app, "list", "--body", "*.collect", "--json").data["chords"]
+    assert chord_["rate"] > 0
+    assert chord_["eta"] == pytest.approx(1 / chord_["rate"], rel=0.05)
     assert "1 more: see --limit\n" == call(cluster.app, "list", "--limit", "1").stderr
     gate.open()
 
@@ -98,6 +105,7 @@ def test_inspect_shows_members_body_and_policy(cluster, gate):
     text = call(cluster.app, "inspect", result.parent.id, "-v").stdout
     assert "policy     tolerant, errors as string, settled after 10.0 min\n" in text
     assert f"{failed}\n  ValueError: no luck\n" in text
+    assert re.search(r"^rate       [\d.e-]+/s, all are done in [\d.]+ (s|min)$", text, re.MULTILINE)
     gate.open()
     assert 3 == cluster.run(result)[2]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 import pyte
 import pytest
 
+from chordguard.cli.screen import WIDE
 from tests.chords import stuck
 from tests.cli.calls import CLUSTER, PATH, call, project, run
 from tests.harness import wait_until
@@ -112,10 +114,12 @@ def test_list_fits_the_terminal(cluster, gate, terminal, columns):
         assert 0 == shown.end(), shown.text()
 
     title, row, *more = shown.text().splitlines()
-    assert ["chord", "diagnosis", "age", "done", "body"] == title.split()
+    numbers = ["done", "failed", "rate", "eta"] if columns >= WIDE else ["done"]
+    assert ["chord", "diagnosis", "age", *numbers, "body"] == title.split()
     # An id is whole, so that it can be copied; the row is one line.
     assert [group_id, "running"] == row.split()[:2]
-    assert row.endswith("1/2   tests.collect")
+    assert "1/2 " in row
+    assert row.endswith(" tests.collect")
     assert [] == more
     gate.open()
 
@@ -146,6 +150,7 @@ def test_watch_shows_bars_until_it_is_stopped(cluster, gate, terminal):
         wait_until(lambda: shown.shows("1/2"), DEADLINE, "the chord")
         assert result.parent.id in shown.text()
         assert "━" in shown.text()
+        assert re.search(r"0 failed, \S+, .* left", shown.text())
         gate.open()
         wait_until(lambda: shown.shows("0 live chords"), DEADLINE, "its end")
         shown.process.send_signal(signal.SIGINT)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import states
 
-from chordguard.lifecycle.waiting import leaves_of
+from chordguard.upstream.awaited import leaves_of
 from tests.conformance.catalogue import FAILS, HANGS, RIGHT, WRONG
 from tests.harness import wait_until
 

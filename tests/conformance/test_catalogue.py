@@ -304,6 +304,27 @@ def test_waiting_reads_each_member_a_few_times(clusters, judge, backend_kind, pa
     judge("C8 waiting is linear", backend_kind, patched, outcome, sum(reads))
 
 
+@pytest.mark.parametrize("backend_kind", ALL)
+@pytest.mark.parametrize("patched", HALVES)
+def test_progress_of_a_header_reads_no_member(
+    clusters, judge, backend_kind, patched, monkeypatch, gate
+):
+    """C11: the ledger knows how many members of a live chord did well; stock reads each."""
+    cluster = clusters(backend_kind, patched=patched, shared_by="waiting")
+    t = cluster.tasks
+    header = [*(t.echo.s(i) for i in range(MEMBERS)), t.wait_for_file.s(gate.path)]
+    result = chord(header, t.collect.s()).apply_async()
+    wait_until(lambda: result.parent.completed_count() == MEMBERS, what="the members")
+    for member in result.parent.results:
+        member._cache = None
+    reads = reads_of(cluster.app.backend, monkeypatch)
+    counted = result.parent.completed_count()
+    outcome = RIGHT if (counted, sum(reads) <= 1) == (MEMBERS, True) else WRONG
+    gate.open()
+    cluster.outcome(result)
+    judge("C11 completed_count() of a live chord", backend_kind, patched, outcome, sum(reads))
+
+
 def reads_of(backend: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list to which each reading of the backend adds its number of results."""
     reads: list[int] = []

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import re
 import sys
+import threading
 from types import ModuleType
 from typing import Any
 
 import pytest
+from celery import chord
 
 from chordguard.metrics import COUNTED, GAUGES
 from tests.chords import stuck
@@ -95,6 +98,56 @@ def test_fastapi_endpoint(example, cluster, gate):
         return answer.status_code, answer.json()
 
     check_endpoint(ask, cluster, gate)
+
+
+def follow(cluster, gate, stream):
+    """Have a chord end while it is followed; `stream` returns its events and the value."""
+    t = cluster.tasks
+    header = [t.echo.s(1), t.wait_for_file.s(gate.path, 2)]
+    result = chord(header, t.collect.s()).apply_async()
+    # The first event says that the other member is awaited.
+    threading.Timer(0.5, gate.open).start()
+    text, value = stream(result.id)
+    told = [json.loads(line.removeprefix("data: ")) for line in text.split("\n\n") if line]
+    assert ("running", 2) == (told[0]["state"], told[0]["total"])
+    assert ("succeeded", 2, 0) == tuple(told[-1][name] for name in ("state", "done", "failed"))
+    assert {"value": [1, 2]} == value
+
+
+def test_django_progress(example, cluster, gate):
+    pytest.importorskip("django")
+    from django.conf import settings
+    from django.test import AsyncRequestFactory
+
+    if not settings.configured:
+        settings.configure(ALLOWED_HOSTS=["*"])
+    views = example("django_progress")
+
+    async def stream(chord_id):
+        answer = await views.events(AsyncRequestFactory().get("/"), chord_id)
+        assert "text/event-stream" == answer["Content-Type"]
+        text = "".join([part.decode() async for part in answer.streaming_content])
+        value = await views.value(AsyncRequestFactory().get("/"), chord_id)
+        return text, json.loads(value.content)
+
+    follow(cluster, gate, lambda chord_id: asyncio.run(stream(chord_id)))
+
+
+def test_fastapi_progress(example, cluster, gate):
+    fastapi = pytest.importorskip("fastapi")
+    pytest.importorskip("httpx")
+    from fastapi.testclient import TestClient
+
+    api = fastapi.FastAPI()
+    api.include_router(example("fastapi_progress").router)
+
+    def stream(chord_id):
+        with TestClient(api) as client:
+            answer = client.get(f"/chords/{chord_id}/events")
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            return answer.text, client.get(f"/chords/{chord_id}").json()
+
+    follow(cluster, gate, stream)
 
 
 def test_kubernetes_probe_runs_what_there_is(cluster, gate):

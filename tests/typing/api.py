@@ -26,6 +26,7 @@ from chordguard import (
     Diagnosis,
     LedgerMissing,
     Outcome,
+    Progress,
     Report,
     ResultTooLong,
     ResultUnreadable,
@@ -38,6 +39,7 @@ from chordguard import (
     install_patches,
     is_chord_error,
     patch_report,
+    progress,
     raise_if_errors,
     repair,
     setup_periodic_monitoring,
@@ -47,6 +49,7 @@ from chordguard import (
     tolerant,
     uninstall_patches,
 )
+from chordguard.aio import aget, aprogress
 from chordguard.metrics import (
     COUNTED,
     GAUGES,
@@ -75,6 +78,23 @@ def patches(app: Celery) -> None:
     assert_type(report["counted_parts"], Outcome)
     assert_type(report["counted_parts"].reason, str)
     uninstall_patches(app)
+
+
+def following(app: Celery, result: AsyncResult[Any]) -> None:
+    found = progress(result, nested=True)
+    assert_type(found, Progress)
+    assert_type(found.total, int | None)
+    assert_type(found.done, int)
+    assert_type(found.percent, float | None)
+    assert_type(found.has_ended, bool)
+    assert_type(found.nested, tuple[Progress, ...])
+    assert_type(progress(result.id, app, may_be_slow=False).state, str)
+
+
+async def awaiting(app: Celery, result: AsyncResult[Any]) -> None:
+    async for found in aprogress(result.id, app, interval=1, timeout=60):
+        assert_type(found, Progress)
+    await aget(result, timeout=60, propagate=False)
 
 
 def choices(header: list[Signature], body: Signature) -> None:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import chordguard
-from chordguard import metrics, signals
+from chordguard import aio, metrics, signals
 from tests.harness import ROOT
 
 #: Milliseconds that it may add to an `import celery`.
@@ -73,6 +73,18 @@ assert not {"chordguard.recovery.watchdog", "chordguard.recovery.processes"} & s
     run(code)
 
 
+def test_awaiting_is_imported_when_it_is_asked_for():
+    code = """
+import sys
+from celery import Celery
+import chordguard
+from chordguard import install_patches, progress
+install_patches(Celery("app", backend="redis://"))
+assert "chordguard.aio" not in sys.modules
+"""
+    run(code)
+
+
 def test_every_public_name_is_there():
     assert set(chordguard.__all__) <= set(dir(chordguard))
     for name in chordguard.__all__:
@@ -84,7 +96,7 @@ def test_unknown_name_is_an_attribute_error():
         chordguard.no_such_name  # noqa: B018
 
 
-@pytest.mark.parametrize("module", [chordguard, metrics, signals], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [chordguard, aio, metrics, signals], ids=lambda m: m.__name__)
 def test_every_public_name_is_used_where_the_types_are_checked(module):
     used = (ROOT / "tests" / "typing" / "api.py").read_text(encoding="utf-8")
 

@@ -11,6 +11,7 @@ from celery.utils.time import maybe_timedelta
 
 from ..ledger.access import bounded_ledger
 from ..ledger.model import Ledger
+from ..ledger.tallies import ENDED, End
 from ..recovery.evidence import examine_all
 from ..recovery.kinds import BODY_DONE
 from ..upstream import backends
@@ -106,7 +107,7 @@ def _left_behind(ledger: Ledger) -> Leftovers:
 
 def _remove(ledger: Any, left: Leftovers) -> None:
     for group_id in [*left.ended, *left.expired]:
-        ledger.close(group_id)
+        ledger.close(group_id, End(ENDED))
     if backends.keeps_rows(ledger.backend):
         # Members whose chord is gone, too.
         ledger.forget_abandoned(_abandoned_before(ledger))

@@ -15,7 +15,7 @@ from .members import Member, members_of
 from .ranges import DURATION
 from .screen import Screen, duration, plural
 from .strangers import strangers_of
-from .survey import Chord, Survey, policy_of, survey
+from .survey import NUMBERS, Chord, Survey, policy_of, survey
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -134,10 +134,15 @@ def list_chords(app: Celery, limit: int | None, is_scanning: bool, **asked: Any)
         data["without_ledger"] = [stranger.facts() for stranger in strangers]
 
     def show(screen: Screen) -> None:
-        rows = [row_of(chord) for chord in shown[: limit or SHOWN]]
-        rows += [(s.group_id, "without ledger", "-", s.progress, s.where) for s in strangers]
+        is_wide = screen.is_wide
+        numbers = NUMBERS if is_wide else NUMBERS[:1]
+        rows = [row_of(chord, is_wide=is_wide) for chord in shown[: limit or SHOWN]]
+        unknown = ("-",) * (len(numbers) - 1)
+        rows += [
+            (s.group_id, "without ledger", "-", s.progress, *unknown, s.where) for s in strangers
+        ]
         if rows:
-            screen.table(("chord", "diagnosis", "age", "done", "body"), rows)
+            screen.table(("chord", "diagnosis", "age", *numbers, "body"), rows)
         else:
             screen.line("no such chord" if everything.chords else "no live chords")
 
@@ -221,9 +226,10 @@ def inspect(app: Celery, group_id: str, is_verbose: bool) -> Answer:
     return Answer(found.code, data, show)
 
 
-def row_of(chord: Chord) -> tuple[str, ...]:
+def row_of(chord: Chord, *, is_wide: bool) -> tuple[str, ...]:
     """Return the row of a chord in a list."""
-    return chord.id, chord.found.kind, duration(chord.age), chord.progress, chord.body
+    numbers = chord.numbers(is_wide=is_wide)
+    return (chord.id, chord.found.kind, duration(chord.age), *numbers, chord.body)
 
 
 def show_problem(screen: Screen, chord: Chord) -> None:
@@ -262,6 +268,7 @@ def show_chord(screen: Screen, chord: Chord, data: dict[str, Any]) -> None:
             ("started", f"{data['chord']['started']} ({duration(chord.age)} ago)"),
             ("progress", f"{chord.progress} members, the last {duration(found.idle)} ago"),
             ("failed", str(chord.failed)),
+            ("rate", f"{chord.rate}, all are done in {chord.eta}" if chord.pace else "-"),
             ("body", f"{chord.body} {' '.join(found.body_ids)}"),
             ("policy", f"{errors}, settled after {duration(found.timeout)}"),
         ]

@@ -16,11 +16,20 @@ __all__ = ("Screen", "duration", "plural")
 UNITS = (("d", 86400.0), ("h", 3600.0), ("min", 60.0))
 
 
+#: Columns of a terminal from which on a table of chords shows how fast they are.
+WIDE = 120
+
+
 class Screen:
     """Stdout."""
 
     def __init__(self) -> None:
         self.console = _console()
+
+    @property
+    def is_wide(self) -> bool:
+        """Tell whether there is room for all columns: where it is no terminal there is."""
+        return self.console is None or self.console.width >= WIDE
 
     def line(self, text: str = "", style: str = "") -> None:
         """Print one or more lines; the style, which is rich's, is for terminals."""

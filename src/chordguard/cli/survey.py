@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CannotTell
 from ..ledger.access import bounded_ledger
+from ..ledger.tallies import Tally
+from ..lifecycle.progress import Progress, progress_of
 from ..policy import Policy
 from ..recovery.diagnosis import diagnose_all
 from ..recovery.evidence import examine_all
@@ -18,12 +20,16 @@ from ..recovery.repair import actions_for
 from ..upstream.signatures import kind_of, tasks_of, waiting_for
 from ..upstream.workers import address_of_broker, broker_of
 from .calling import CANNOT_TELL, HEALTHY, PROBLEMS
+from .screen import duration
 
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("Chord", "Survey", "name_of", "survey", "timestamp")
+__all__ = ("NUMBERS", "Chord", "Survey", "name_of", "survey", "timestamp")
 
+
+#: The columns that say how far a chord is; a narrow table has the first one.
+NUMBERS = ("done", "failed", "rate", "eta")
 
 #: Seconds in which the first worker has to answer.
 ASKING_SECONDS = 2.0
@@ -86,13 +92,34 @@ class Chord:
         return f"{self.done}/{'?' if self.size is None else self.size}"
 
     @property
+    def pace(self) -> Progress | None:
+        """How fast it is, as :func:`chordguard.progress` tells; None where that is not known."""
+        record = self.found.record
+        return None if record is None else progress_of(Tally.of(record))
+
+    @property
+    def rate(self) -> str:
+        """Say how many members are done a second."""
+        rate = self.pace and self.pace.rate
+        return f"{rate:.3g}/s" if rate else "-"
+
+    @property
+    def eta(self) -> str:
+        """Say when all members will be done, at that rate."""
+        return duration(None if self.pace is None else self.pace.eta)
+
+    def numbers(self, *, is_wide: bool) -> tuple[str, ...]:
+        """Return how far it is for a table with the columns :data:`NUMBERS`."""
+        return (self.progress, str(self.failed), self.rate, self.eta)[: None if is_wide else 1]
+
+    @property
     def remedy(self) -> str | None:
         """The name of what mends it; None where nothing does."""
         return next((action.name for action in actions_for(self.found)), None)
 
     def facts(self) -> dict[str, Any]:
         """Return what JSON tells of it."""
-        record = self.found.record
+        record, pace = self.found.record, self.pace
         return {
             "group_id": self.id,
             "diagnosis": self.found.kind,
@@ -105,6 +132,8 @@ class Chord:
             "age": self.age and round(self.age, 3),
             "idle": round(self.found.idle, 3) if record else None,
             "timeout": self.found.timeout,
+            "rate": pace and pace.rate and round(pace.rate, 6),
+            "eta": None if pace is None or pace.eta is None else round(pace.eta, 3),
             "members": {
                 "size": self.size,
                 "done": self.done,

@@ -14,7 +14,7 @@ from ..settings import LONGEST
 from .calling import CANNOT_TELL, SCHEMA, STATUSES, Answer, command
 from .ranges import Range
 from .screen import Screen, duration, new_table, plural
-from .survey import Chord, Survey, survey
+from .survey import NUMBERS, Chord, Survey, survey
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -45,7 +45,7 @@ def watch(app: Celery, interval: float, count: int | None, limit: int) -> Answer
             if is_json:
                 _print_json(found, problem, code)
             elif live is not None:
-                live.update(_table(found, limit, problem), refresh=True)
+                live.update(_table(screen, found, limit, problem), refresh=True)
             else:
                 _print_plain(screen, found, limit, problem)
             looks += 1
@@ -76,31 +76,40 @@ def _head(found: Survey, problem: str) -> str:
     return f"{plural(len(found.chords), 'live chord')}, {len(found.problems)} in trouble"
 
 
-def _table(found: Survey, limit: int, problem: str) -> Any:
+def _table(screen: Screen, found: Survey, limit: int, problem: str) -> Any:
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.text import Text
 
     table = new_table()
-    for title in ("chord", "diagnosis", "age", "done"):
+    is_wide = screen.is_wide
+    for title in _titles(is_wide):
         table.add_column(title, no_wrap=True)
     table.add_column("", min_width=8, ratio=1)
     for chord in found.chords[:limit]:
         bar = ProgressBar(total=chord.size or 1, completed=chord.done)
         style = "red" if chord.is_problem else ""
-        kind = Text(chord.found.kind, style)
-        table.add_row(Text(chord.id), kind, duration(chord.age), chord.progress, bar)
+        id_, kind, *numbers = _row(chord, is_wide)
+        if not is_wide:
+            id_ += f"\n  {chord.failed} failed, {chord.rate}, {chord.eta} left"
+        table.add_row(Text(id_), Text(kind, style), *numbers, bar)
     return Group(Text(_head(found, problem), "bold"), table)
 
 
 def _print_plain(screen: Screen, found: Survey, limit: int, problem: str) -> None:
     screen.line(f"{time.strftime('%H:%M:%S')}  {_head(found, problem)}")
     if found.chords:
-        rows = [
-            (chord.id, chord.found.kind, duration(chord.age), chord.progress, _bar(chord))
-            for chord in found.chords[:limit]
-        ]
-        screen.table(("chord", "diagnosis", "age", "done", ""), rows)
+        rows = [(*_row(chord, True), _bar(chord)) for chord in found.chords[:limit]]
+        screen.table((*_titles(True), ""), rows)
+
+
+def _titles(is_wide: bool) -> tuple[str, ...]:
+    return ("chord", "diagnosis", "age", *(NUMBERS if is_wide else NUMBERS[:1]))
+
+
+def _row(chord: Chord, is_wide: bool) -> tuple[str, ...]:
+    numbers = chord.numbers(is_wide=is_wide)
+    return (chord.id, chord.found.kind, duration(chord.age), *numbers)
 
 
 def _bar(chord: Chord) -> str:

@@ -29,6 +29,7 @@ from .members import LedgerOfMembers
 from .model import ChordUnknown, Claim, Part, Record
 from .packing import Header, joined, leaf_ids, pack
 from .rows import record_of_row
+from .tallies import End
 
 __all__ = ("DjangoLedger",)
 
@@ -60,6 +61,7 @@ class DjangoLedger(DjangoRows, LedgerOfMembers):
         due: float,
         timeout: float | None,
         signatures: bytes | None = None,
+        body_id: str | None = None,
     ) -> None:
         now = time.time()
         ids = set(leaf_ids(header or ()))
@@ -274,7 +276,7 @@ class DjangoLedger(DjangoRows, LedgerOfMembers):
             for group_id, token in gone
         )
 
-    def close(self, group_id: str, *, has_failed: bool = False) -> None:
+    def close(self, group_id: str, end: End | None = None) -> None:
         # What counts goes first, each in a transaction: a part that is counted meanwhile is seen by
         # the last one, one that comes later finds nothing to count on and takes its member back.
         is_large = counters.known(group_id) > 0

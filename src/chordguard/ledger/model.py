@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ChordguardError, is_from_outside
 from . import claims
 from .packing import Header
+from .tallies import End, Tally
 
 if TYPE_CHECKING:
     from ..upstream.results import Results, StoredResult
@@ -200,6 +201,7 @@ class Ledger(ABC):
         due: float,
         timeout: float | None,
         signatures: bytes | None = None,
+        body_id: str | None = None,
     ) -> None:
         """Start to count a chord.
 
@@ -210,6 +212,7 @@ class Ledger(ABC):
             due: When the watchdog looks at it for the first time (Unix time).
             timeout: Seconds without progress after which it is settled; None: never.
             signatures: The packed signatures of its members, if they are kept.
+            body_id: The id of the result that the body gives, by which it can be found, too.
         """
 
     @abstractmethod
@@ -263,6 +266,18 @@ class Ledger(ABC):
     @abstractmethod
     def read_all(self, group_ids: Sequence[str]) -> dict[str, Record]:
         """Return what is known of those of `group_ids` that are live, by id."""
+
+    def progress(self, ids: Sequence[str]) -> dict[str, Tally]:
+        """Return how far chords are: one command, or one statement, for all of them.
+
+        Arguments:
+            ids: Those of their headers, or of the results that their bodies give.
+
+        Returns:
+            What is known of live chords, and for ``result_expires`` of those that have ended, by
+            the id that was asked for.
+        """
+        return {group_id: Tally.of(record) for group_id, record in self.read_all(ids).items()}
 
     @abstractmethod
     def signatures(self, group_id: str) -> bytes | None:
@@ -324,11 +339,15 @@ class Ledger(ABC):
         return self.expire(lambda token: token.startswith(claims.owner))
 
     @abstractmethod
-    def close(self, group_id: str, *, has_failed: bool = False) -> None:
-        """Forget a chord that has ended.
+    def close(self, group_id: str, end: End | None = None) -> None:
+        """Forget a chord that has ended, but for how: `progress` tells that for `result_expires`.
 
-        What the members of one that `has_failed` returned can be read for some minutes more, where
+        What the members of one that failed returned can be read for some minutes more, where
         Celery leaves it to be read.
+
+        Arguments:
+            group_id: The chord.
+            end: How it ended; None: nothing of it is kept.
         """
 
     @abstractmethod

@@ -20,6 +20,7 @@ from typing import Any
 from celery import states
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
 
+from ..signals import FAILED
 from ..upstream.results import (
     Results,
     StoredResult,
@@ -36,14 +37,14 @@ from .model import (
     LONGEST_SECONDS,
     ChordUnknown,
     Claim,
-    Ledger,
     Outstanding,
     Part,
     Record,
     RecordLost,
 )
 from .packing import Header, header_of, leaf_ids, pack
-from .scripts import ChordScripts
+from .redis_tallies import RedisTallies
+from .tallies import End
 
 __all__ = ("RedisLedger",)
 
@@ -70,11 +71,8 @@ _FIELDS = (
     "lifetime",
 )
 
-#: The states of members that failed, as JSON.
-_FAILED = json.dumps(sorted(states.PROPAGATE_STATES))
 
-
-class RedisLedger(ChordScripts, Ledger):
+class RedisLedger(RedisTallies):
     """The live chords in one Redis, that of the results or the ledger's own.
 
     Arguments:
@@ -90,12 +88,14 @@ class RedisLedger(ChordScripts, Ledger):
         due: float,
         timeout: float | None,
         signatures: bytes | None = None,
+        body_id: str | None = None,
     ) -> None:
         lifetime = _lifetime(timeout)
         text = "" if header is None else pack(header)
+        total = "" if header is None else len(set(leaf_ids(header)))
         # Beside results it is told as by Celery, just before the last member is sent.
-        size = len(set(leaf_ids(header))) if self.is_own and header is not None else ""
-        kept = (text, body or "", signatures or "", size)
+        size = total if self.is_own else ""
+        kept = (text, body or "", signatures or "", size, body_id or "", total)
         self._run("open", group_id, time.time(), due, lifetime, *kept)
 
     def reopen(self, group_id: str, body: bytes, due: float, timeout: float | None) -> bool:
@@ -199,8 +199,7 @@ class RedisLedger(ChordScripts, Ledger):
         if since is None or (returned > seen and not is_over):
             # Workers without the patches have counted it; or nobody knows when it was counted.
             since = now
-            note = (now, max(returned, seen), int(self.backend._chord_zset), _FAILED)
-            failures = self._run("note", group_id, *note)
+            failures = self.note(group_id, now, max(returned, seen))
         lost = ["record"] if is_reopened else []
         if not is_proven:
             lost += ["parts"] if returned < seen else []
@@ -321,14 +320,18 @@ class RedisLedger(ChordScripts, Ledger):
                     expired += self._run("renew", group_id, text, now, 0, f"{now:.3f}")
         return expired
 
-    def close(self, group_id: str, *, has_failed: bool = False) -> None:
+    def close(self, group_id: str, end: End | None = None) -> None:
         # From 5.7 on Celery asks for the mark itself.
-        values = (int(self._is_celery_5_7), 0, int(has_failed))
+        values: tuple[Any, ...] = (int(self._is_celery_5_7), 0)
+        if end is not None:
+            failed = "" if end.failed is None else end.failed
+            values += (int(end.outcome == FAILED), time.time(), end.outcome, failed)
+            values += (int(self.backend.expires or LONGEST_SECONDS),)
         self._run("close", group_id, DONE_SECONDS, *values)
 
     def abandon(self, group_id: str, *, is_known: bool) -> None:
         seconds = _expires(self.backend) if is_known else 0
-        values = (seconds, int(self._is_celery_5_7), 1, 0)
+        values = (seconds, int(self._is_celery_5_7), 1)
         # Once: somebody waits for an error.
         self._run_once("close", group_id, values)
 

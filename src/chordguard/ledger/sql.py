@@ -1,4 +1,4 @@
-"""The ledger of a SQL result backend: three tables beside Celery's own, nothing polled.
+"""The ledger of a SQL result backend: four tables beside Celery's own, nothing polled.
 
 A part is one transaction: store the member's result, insert the member (one that is there
 already is no new part), count it. That is done in the chord's row, by an UPDATE that also claims
@@ -16,7 +16,7 @@ PostgreSQL does last and the others first. There is no foreign key, whose check 
 chord's row, and all conditions of what is written are on a primary key, so that no scan locks
 rows: chords that are due or abandoned are looked for without a lock, and changed one by one. The
 index of what is due is written when a chord starts, is claimed or was looked at, not with each
-part.
+part. What is kept of a chord that has ended is inserted in the transaction that removes its row.
 
 Isolation. PostgreSQL: read committed, whatever the engine says, since under repeatable read two
 parts could not both count. MySQL and MariaDB: the engine's own; under their repeatable read an
@@ -32,7 +32,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import OUTSIDE
@@ -40,18 +39,19 @@ from ..upstream.results import chunks
 from . import claims, counters
 from .checked import header_in, in_a_line
 from .claims import new_token
-from .database import LedgerDatabase
 from .members import LedgerOfMembers
 from .model import ChordUnknown, Claim, Part, Record
 from .packing import Header, joined, leaf_ids, pack
 from .parts import Counted, Elsewhere, count_part, expect_more, spread
 from .rows import record_of_row
+from .sql_endings import SqlEndings
+from .sql_tallies import SqlTallies
 from .tables import insert_into
 
 __all__ = ("DatabaseLedger",)
 
 
-class DatabaseLedger(LedgerDatabase, LedgerOfMembers):
+class DatabaseLedger(SqlTallies, SqlEndings, LedgerOfMembers):
     """The live chords in one SQL database, which is that of the results or the ledger's own.
 
     Arguments:
@@ -73,11 +73,13 @@ class DatabaseLedger(LedgerDatabase, LedgerOfMembers):
         due: float,
         timeout: float | None,
         signatures: bytes | None = None,
+        body_id: str | None = None,
     ) -> None:
         now = time.time()
         ids = set(leaf_ids(header or ()))
         values = {
             "id": group_id,
+            "body_id": body_id,
             "size": None if header is None else len(ids),
             "returned": 0,
             "failed": 0,
@@ -310,44 +312,6 @@ class DatabaseLedger(LedgerDatabase, LedgerOfMembers):
             self._write(self.tables.renew, group_id, token=token, until=now)
             for group_id, token in gone
         )
-
-    def close(self, group_id: str, *, has_failed: bool = False) -> None:
-        # What counts goes first, each in a transaction: a part that is counted meanwhile is seen by
-        # the last one, one that comes later finds nothing to count on and takes its member back.
-        if not self._write(self.tables.remove_small, group_id):
-            self._write(self.tables.remove, group_id)
-            self._write(self.tables.remove_counters, group_id)
-        self._write(self.tables.remove_members, group_id)
-
-    def abandon(self, group_id: str, *, is_known: bool) -> None:
-        self.close(group_id)
-
-    def live_members(self) -> Any:
-        """Return the statement that selects the ids of all members that live chords counted."""
-        return sa.select(self.tables.member.c.task_id)
-
-    def forget_abandoned(
-        self, before: float, is_kept: Callable[[Record], bool] = lambda _: False
-    ) -> int:
-        """Forget chords that nobody ends any more; return how many.
-
-        Arguments:
-            before: They had no progress since then (Unix time).
-            is_kept: Tells of such a chord that it stays all the same.
-        """
-        self._look_at_tables_again()  # this is done once a day
-        if not self.is_usable():
-            return 0
-
-        old = self._select(self.tables.find_abandoned, {"before": before})
-        records = self.read_all([group_id for (group_id,) in old]).values()
-        abandoned = [r.group_id for r in records if r.progressed < before and not is_kept(r)]
-        for group_id in abandoned:
-            self.close(group_id)
-        # Whoever closed these died before the members were removed.
-        for (group_id,) in self._select(self.tables.find_orphans, {}):
-            self._write(self.tables.remove_members, group_id)
-        return len(abandoned)
 
     def take_due(self, now: float, until: float, limit: int) -> list[str]:
         due = self._select(self.tables.find_due, {"now": now, "most": limit})

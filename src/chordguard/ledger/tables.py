@@ -11,6 +11,7 @@ from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from .checked import MOST_AHEAD
+from .endings import Endings, ended_table
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -30,6 +31,7 @@ DEFAULT_NAMES = {
     "chord": "chordguard_chord",
     "chord_member": "chordguard_chord_member",
     "chord_counter": "chordguard_chord_counter",
+    "chord_end": "chordguard_chord_end",
 }
 
 #: How an insert passes over a row that is there already, by dialect.
@@ -47,7 +49,7 @@ _UNIX_TIME = sa.Float(53)
 
 
 class Tables:
-    """The tables of chords, their members that are done and their counters, and the statements.
+    """The tables of chords, of their members that are done, their counters and ends; statements.
 
     Arguments:
         names: Those of the tables, in that order.
@@ -60,6 +62,7 @@ class Tables:
             names[0],
             self.metadata,
             sa.Column("id", sa.String(155), primary_key=True),
+            sa.Column("body_id", sa.String(155)),
             sa.Column("size", sa.Integer),
             sa.Column("returned", sa.Integer, nullable=False),
             sa.Column("failed", sa.Integer, nullable=False),
@@ -73,6 +76,7 @@ class Tables:
             sa.Column("body", _LONG_BINARY),
             sa.Column("signatures", _LONG_BINARY),
             sa.Index(f"{names[0]}_due", "due"),
+            sa.Index(f"{names[0]}_body", "body_id"),
             schema=schemas[0],
         )
         self.member = sa.Table(
@@ -94,16 +98,19 @@ class Tables:
             sa.Column("progressed", _UNIX_TIME, nullable=False),
             schema=schemas[2],
         )
+        self.ended = ended_table(names[3], schemas[3], self.metadata)
         #: What the ledger needs a right for, and a statement that needs it and changes nothing.
         self.probes = (
             *probes_of(self.chord, "due"),
             *probes_of(self.member),
             *probes_of(self.counter, "returned"),
+            *probes_of(self.ended, "failed"),
         )
         self._write_chord(self.chord.c)
         self._write_member(self.member.c)
         self._write_counter(self.counter.c)
         self._write_count_in_one(self.chord.c, self.counter.c)
+        self.endings = Endings(self)
 
     def _write_chord(self, chord: Any) -> None:
         update = self.chord.update().where(_is_this(chord))
@@ -273,8 +280,12 @@ class Tables:
     def ddl(self, dialect: str) -> list[str]:
         """Return the statements that create the tables in a database of :data:`DIALECTS`."""
         compiler = sa.create_mock_engine(f"{dialect}://", lambda *_: None).dialect
-        statements: list[Any] = [CreateTable(t) for t in (self.chord, self.member, self.counter)]
-        statements += [CreateIndex(index) for index in self.chord.indexes]
+        tables = (self.chord, self.member, self.counter, self.ended)
+        indexes = sorted(
+            {*self.chord.indexes, *self.ended.indexes}, key=lambda index: str(index.name)
+        )
+        statements: list[Any] = [CreateTable(table) for table in tables]
+        statements += [CreateIndex(index) for index in indexes]
         return [
             "\n".join(
                 line.rstrip().replace("\t", "    ")

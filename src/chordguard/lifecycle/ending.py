@@ -29,6 +29,7 @@ from ..ledger import claims
 from ..ledger.checked import ChordUnreadable
 from ..ledger.model import Claim, Ledger
 from ..ledger.packing import Header, leaf_ids
+from ..ledger.tallies import End
 from ..log import is_reported, warn_once, warn_once_of
 from ..policy import Policy
 from ..upstream import hooks
@@ -74,11 +75,11 @@ class Ending:
     started: float | None = None
     settlement: Settlement | None = None
 
-    def publish(self) -> bool:
+    def publish(self) -> End:
         """Publish the body with the results, or fail the chord where its policy says so.
 
         Returns:
-            Whether the body was published.
+            How the chord ended.
 
         Raises:
             kombu.exceptions.OperationalError: The broker cannot be reached. The caller decides
@@ -92,24 +93,24 @@ class Ending:
             sendable = self._with_unsendable_as_failed(body)
             if sendable.failed > self.failed:
                 return sendable.publish()
-            self.fail(exc)
-            return False
+            return self.fail(exc)
         except (OperationalError, *OUTSIDE):
             raise
         except Exception as exc:  # noqa: BLE001 - the chord fails with it
-            self.fail(exc)
-            return False
+            return self.fail(exc)
         if self.failed:
             counts = (self.failed, len(self._ids))
             logger.info("Chord %s: tolerated %d failed header tasks of %d", self.group_id, *counts)
-        self._report(signals.TOLERATED if self.failed else signals.SUCCEEDED)
-        return True
+        return self._report(signals.TOLERATED if self.failed else signals.SUCCEEDED)
 
-    def fail(self, exc: BaseException) -> None:
+    def fail(self, exc: BaseException) -> End:
         """Fail the chord for good: log it as Celery does, and settle what waits for it.
 
         Arguments:
             exc: Why. The chord fails with a ChordError: this one, or one that it causes.
+
+        Returns:
+            How the chord ended.
         """
         error = exc
         if not isinstance(exc, ChordError):
@@ -122,7 +123,7 @@ class Ending:
             backend.chord_error_from_stack(body, error)
         else:
             fail(backend, body, error)
-        self._report(signals.FAILED)
+        return self._report(signals.FAILED)
 
     @cached_property
     def failed(self) -> int:
@@ -175,7 +176,7 @@ class Ending:
         name = _counted_by(type(self.app.backend)) if can.counts else "celery.app.builtins"
         get_logger(name).error("Chord %r raised: %r", self.group_id, raised, exc_info=exc_info)
 
-    def _report(self, outcome: str) -> None:
+    def _report(self, outcome: str) -> End:
         signals.chord_ended.send(
             sender=self.app,
             group_id=self.group_id,
@@ -183,6 +184,8 @@ class Ending:
             errors=self.failed,
             seconds=None if self.started is None else max(0.0, time.time() - self.started),
         )
+        # Without its members nobody knows more than was counted.
+        return End(outcome, self.failed if self.header else None)
 
 
 def _counted_by(kind: type) -> str:
@@ -251,8 +254,7 @@ def end(
             if signals.chord_ended.receivers:
                 ending = replace(ending, started=_started(ledger, claim))
             if settlement and (claim.header is None or is_body_damaged):
-                ending.fail(_unknown(claim, settlement, is_body_damaged=is_body_damaged))
-                is_published = False
+                how = ending.fail(_unknown(claim, settlement, is_body_damaged=is_body_damaged))
             else:
                 header, results = ledger.collect(claim)
                 missing = [id_ for id_ in leaf_ids(header) if id_ not in results]
@@ -263,11 +265,9 @@ def end(
                     logger.warning(CLAIM_LOST, claim.group_id)
                     return False
                 ending = replace(ending, header=header, results=results)
-                is_published = _published(
-                    replace(ending, settlement=settlement if missing else None)
-                )
+                how = _published(replace(ending, settlement=settlement if missing else None))
             has_ended = True
-            ledger.close(claim.group_id, has_failed=not is_published)
+            ledger.close(claim.group_id, how)
     except (ChordUnreadable, OperationalError) as exc:
         _warn_of_delay(claim, exc)
         ledger.release(claim)
@@ -288,15 +288,14 @@ def _wait(ledger: Ledger, claim: Claim, missing: Sequence[str], *, is_quiet: boo
     ledger.release(claim)
 
 
-def _published(ending: Ending) -> bool:
+def _published(ending: Ending) -> End:
     """Publish a body; a chord that is settled fails where the broker cannot be reached."""
     try:
         return ending.publish()
     except OperationalError as exc:
         if ending.settlement is None:
             raise
-        ending.fail(exc)
-        return False
+        return ending.fail(exc)
 
 
 def _unknown(claim: Claim, settlement: Settlement, *, is_body_damaged: bool) -> ChordError:

@@ -12,7 +12,7 @@ from .. import settings
 from ..engine.patch import BY_NAME, Foundation
 from ..ledger.packing import header_of, pack_data
 from ..policy import Policy
-from ..upstream.signatures import kind_of
+from ..upstream.signatures import kind_of, result_id
 
 if TYPE_CHECKING:
     from ..ledger.model import Ledger
@@ -142,7 +142,8 @@ def open_chord(ledger: Ledger, group_id: str, results: Any, body: Any) -> None:
     signatures = None
     if header is not None and settings.get(app, "chord_store_signatures"):
         signatures = pack_data(app, _signatures_of(group_id))
-    ledger.open(group_id, header, pack_data(app, body), due, timeout, signatures)
+    packed, body_id = pack_data(app, body), result_id(body)
+    ledger.open(group_id, header, packed, due, timeout, signatures, body_id)
 
 
 def _signatures_of(group_id: str) -> list[dict[str, Any]]:

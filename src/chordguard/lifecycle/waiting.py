@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from celery import states
 
 from ..upstream import backends
 from ..upstream.announcements import announce, silence
+from ..upstream.awaited import leaves_of
 from ..upstream.results import read_metas, ready_states
 
 __all__ = (
     "ParentsWatch",
     "app_of_waiting",
-    "leaves_of",
 )
 
 logger = logging.getLogger("chordguard")
@@ -78,6 +78,10 @@ class ParentsWatch:
         elif self._announces and now >= self._next_sweep:
             self._sweep({})
             self._next_sweep = now + (time.monotonic() - now) / SHARE
+
+    def look_once(self) -> None:
+        """Read the parents; raise the error of the first one that failed."""
+        self._sweep(self._read())
 
     def _look(self) -> None:
         """Read which of the pending parents are ready."""
@@ -141,13 +145,3 @@ class ParentsWatch:
         self._pending = pending
         if failed is not None:
             failed.maybe_throw()
-
-
-def leaves_of(result: Any) -> Iterator[Any]:
-    """Yield the results of single tasks that `result` is made of, in order."""
-    members = getattr(result, "results", None)
-    if members is None:
-        yield result
-    else:
-        for member in members:
-            yield from leaves_of(member)

@@ -35,6 +35,7 @@ from .redis import collected_results, counted_parts, tolerant_parts
 from .results import (
     chain_failures,
     chord_failures,
+    counted_progress,
     header_errbacks,
     linear_waiting,
     member_errors,
@@ -89,6 +90,7 @@ ORDER = (
     tolerated_parents,
     member_errors,
     linear_waiting,
+    counted_progress,
     collected_results,
     tolerant_parts,
     counted_parts,

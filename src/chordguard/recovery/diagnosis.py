@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..ledger.access import required_ledger
 from ..ledger.model import Ledger
 from ..lifecycle import safety_net
+from ..upstream.awaited import group_id_of
 from .evidence import examine_all
 from .kinds import MEMBER_LOST, POLLER_LOST, RUNNING, UNKNOWN, Diagnosis
 from .places import find
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = (
     "diagnose",
     "diagnose_all",
-    "group_id_of",
 )
 
 
@@ -43,31 +43,6 @@ def diagnose(app: Celery, chord: str | Any) -> Diagnosis:
         TypeError: `chord` is neither an id nor the result of a chord.
     """
     return diagnose_all(app, [group_id_of(chord)])[0]
-
-
-def group_id_of(chord: Any) -> str:
-    """Return the id of the header of a chord, given that id or the chord's result.
-
-    Raises:
-        TypeError: It is neither.
-    """
-    if isinstance(chord, str):
-        return chord
-    groups = []
-    result = chord
-    while result is not None:
-        if getattr(result, "results", None) is not None:
-            groups.append(result)
-        result = getattr(result, "parent", None)
-    # A group without a parent is the header itself; else the body may be a group, too.
-    is_body = bool(groups) and groups[0] is chord and len(groups) > 1
-    if not groups:
-        raise TypeError(
-            f"expected the id of a chord's header or a chord's result, got {chord!r}: pass what "
-            "chord(...).apply_async() returned, or its .parent.id"
-        )
-    group_id: str = groups[1 if is_body else 0].id
-    return group_id
 
 
 def diagnose_all(

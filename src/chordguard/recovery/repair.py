@@ -14,6 +14,7 @@ from .. import signals
 from ..ledger.access import required_ledger
 from ..ledger.model import Ledger
 from ..ledger.packing import Header, leaf_ids, unpack_data
+from ..ledger.tallies import ENDED, End
 from ..lifecycle import counting, ending, safety_net
 from ..lifecycle.settlement import Settlement
 from .diagnosis import diagnose
@@ -218,7 +219,8 @@ def _recount(ledger: Ledger, diagnosis: Diagnosis, _: Action) -> bool:
 
 
 def _forget(ledger: Ledger, diagnosis: Diagnosis, _: Action) -> bool:
-    ledger.close(diagnosis.group_id)
+    # A worker without the patches has ended it, or one that died as it was about to note that.
+    ledger.close(diagnosis.group_id, End(ENDED))
     return True
 
 

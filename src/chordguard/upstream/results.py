@@ -23,6 +23,7 @@ __all__ = (
     "decoded",
     "delete_expired",
     "forget_results",
+    "meta_of",
     "read_metas",
     "read_results",
     "ready_results",
@@ -131,12 +132,12 @@ class Results(Mapping[str, StoredResult]):
         return len(self._kept)
 
 
-def read_results(backend: Any, task_ids: Sequence[str]) -> Results:
+def read_results(backend: Any, task_ids: Sequence[str], at_once: int | None = None) -> Results:
     """Return the stored results among `task_ids`, by id, whatever their state.
 
     None are found where they cannot be read (see `backends.can_be_read`). One MGET or SELECT for
-    each :data:`CHUNK` ids, retried by the backend's own policy; a read for each where the backend
-    has nothing else.
+    each :data:`CHUNK` ids, or for `at_once` of them, retried by the backend's own policy; a read
+    for each where the backend has nothing else.
     """
     if not backends.can_be_read(backend):
         return Results()
@@ -145,7 +146,7 @@ def read_results(backend: Any, task_ids: Sequence[str]) -> Results:
         read = _read_from_database
     elif backends.is_django(backend):
         read = _read_from_django
-    return Results(result for chunk in chunks(task_ids) for result in read(backend, chunk))
+    return Results(result for chunk in chunks(task_ids, at_once) for result in read(backend, chunk))
 
 
 def ready_results(backend: Any, task_ids: Sequence[str]) -> Results:
@@ -211,9 +212,10 @@ def ready_states(backend: Any, task_ids: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Yield `items` in slices of :data:`CHUNK`."""
-    return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
+def chunks(items: Sequence[T], size: int | None = None) -> Iterator[Sequence[T]]:
+    """Yield `items` in slices of a `size`, by default :data:`CHUNK`."""
+    size = size or CHUNK
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def decoded(backend: Any, payloads: deque[Any]) -> Iterator[Any]:
@@ -268,10 +270,10 @@ def _read_by_keys(backend: Any, task_ids: Sequence[str]) -> Iterator[tuple[str, 
     for task_id, payload in zip(task_ids, _payloads(backend, task_ids), strict=True):
         if not payload:
             continue
-        meta = _meta_of(backend, task_id, payload)
+        meta = meta_of(backend, task_id, payload)
         if isinstance(meta["result"], ResultUnreadable) and not backends.is_redis(backend):
             time.sleep(READ_AGAIN_AFTER)
-            meta = _meta_of(backend, task_id, _get(backend, task_id))
+            meta = meta_of(backend, task_id, _get(backend, task_id))
         yield task_id, meta
 
 
@@ -318,11 +320,12 @@ def _read_one_by_one(backend: Any, task_ids: Sequence[str]) -> Iterator[tuple[st
 
 def stored_result(backend: Any, task_id: str, payload: Any) -> StoredResult:
     """Return the result that a key-value `backend` stored as `payload`."""
-    meta = _meta_of(backend, task_id, payload)
+    meta = meta_of(backend, task_id, payload)
     return StoredResult(task_id, meta["status"], meta["result"])
 
 
-def _meta_of(backend: Any, task_id: str, payload: Any) -> dict[str, Any]:
+def meta_of(backend: Any, task_id: str, payload: Any) -> dict[str, Any]:
+    """Return the meta-data that a Redis `backend` stored, or announced, as `payload`."""
     try:
         meta = backend.decode(payload)
         if isinstance(meta["status"], str) and "result" in meta:

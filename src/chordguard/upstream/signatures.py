@@ -15,6 +15,7 @@ __all__ = (
     "kind_of",
     "options_of",
     "request_of",
+    "result_id",
     "task_ids",
     "tasks_of",
     "unrolled",
@@ -72,6 +73,15 @@ def task_ids(leaves: Iterable[Data]) -> list[str]:
     """Return the ids that the frozen signatures have, in their order."""
     ids = (options_of(leaf).get("task_id") for leaf in leaves)
     return [task_id for task_id in ids if task_id]
+
+
+def result_id(signature: Data) -> str | None:
+    """Return the id of the result that the frozen `signature` gives; a group's is its own."""
+    parts = giving(signature) if kind_of(signature) != "group" else None
+    if parts is None:
+        task_id: str | None = options_of(signature).get("task_id")
+        return task_id
+    return result_id(parts[0]) if parts else None
 
 
 def waiting_for(signature: Any, *, follow_chain: bool = True) -> Iterator[Data]:

@@ -28,10 +28,11 @@ SOON = 1.5
 
 
 def keys_of(cluster, result):
-    """Return the ends of the keys that a chord has."""
+    """Return the ends of the keys that a chord has, but for what is kept of how it ended."""
     client = cluster.app.backend.client
     start = cluster.app.backend.get_key_for_group(result.parent.id, "")
     found = {key.removeprefix(start).decode() for key in client.scan_iter(start + b"*", count=1000)}
+    found.discard(".chordguard-end")
     due = ledger_of(cluster.app.backend).key("chordguard", ".due")
     return found | ({"due"} if client.zscore(due, result.parent.id) is not None else set())
 

@@ -85,11 +85,11 @@ def app_on(result_url, name="ledger", **settings):
     return app
 
 
-def start(ledger, header, *, due=None, timeout=None, body=None):
+def start(ledger, header, *, due=None, timeout=None, body=None, body_id=None):
     """Open a chord as its producer does; return its id."""
     group_id = uuid()
     due = time.time() + LATER if due is None else due
-    ledger.open(group_id, header, body, due, timeout)
+    ledger.open(group_id, header, body, due, timeout, body_id=body_id)
     if header is not None and is_redis(ledger.backend) and not ledger.is_own:
         ledger.set_size(group_id, len(list(leaf_ids(header))))
     return group_id

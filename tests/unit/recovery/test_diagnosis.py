@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from celery import Celery, chain, chord, group
 
-from chordguard.recovery.diagnosis import group_id_of
+from chordguard.upstream.awaited import group_id_of
 from tests import tasks
 
 

@@ -2,12 +2,14 @@
 -- index of what is due, and ARGV[1] the id of a chord, empty where a script is about many. With the
 -- key of its group the keys of a chord begin: j (parts), t (members added), s (size), d (parts
 -- seen) and c (claim, or "done") are Celery's own, and keep the meaning that they have in Celery
--- 5.7; the record is the ledger's. Clients would take longer to send each key than for all the
--- rest.
+-- 5.7. The record is the ledger's, and so is what is kept of a chord that has ended, as a JSON
+-- array. A key that begins with the id of the result that a body gives points to its chord. Clients
+-- would take longer to send each key than for all the rest.
 local group_id, due = ARGV[1], KEYS[2]
 local group = KEYS[1] .. group_id
 local j, t, s, d, c = group .. '.j', group .. '.t', group .. '.s', group .. '.d', group .. '.c'
-local record = group .. '.chordguard'
+local record, kept = group .. '.chordguard', group .. '.chordguard-end'
+local POINTER = '.chordguard-of'
 
 local INDEX_SECONDS = 60 * 86400
 

@@ -20,8 +20,8 @@ from ...engine.versions import celery_5_7, celery_version
 from ...ledger.packing import header_of
 from ...lifecycle.errbacks import call_errbacks
 from ...lifecycle.joining import collect
-from ...lifecycle.waiting import leaves_of
 from ...policy import Policy, tolerates
+from ...upstream.awaited import leaves_of
 from ...upstream.results import StoredResult
 from ...upstream.signatures import giving, kind_of
 

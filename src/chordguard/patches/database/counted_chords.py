@@ -26,6 +26,7 @@ from ...ledger.access import ledger_beside, ledger_beside_on
 from ...ledger.checked import body_of
 from ...ledger.model import LONGEST_SECONDS
 from ...ledger.packing import header_of
+from ...ledger.tallies import ENDED, End
 from ...lifecycle import counting, ending, safety_net, starting
 from ...lifecycle.polling import Poll
 from ...log import is_reported, warn_once
@@ -191,6 +192,7 @@ def cleanup(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
     try:
         before = time.time() - 2 * maybe_timedelta(backend.expires).total_seconds()
         ledger.forget_abandoned(before, partial(_is_settled_later, backend.app))
+        ledger.forget_ended(time.time() - backend.expires.total_seconds())
     except Exception:  # noqa: BLE001 - it is logged
         warn_once("Could not remove abandoned chords from the ledger")
 
@@ -306,7 +308,7 @@ def _close(poll: Poll) -> None:
     ledger = ledger_beside(poll.app.backend, asked=False, is_read=True)
     if ledger is not None:
         with suppress(Exception):
-            ledger.close(poll.group_id)
+            ledger.close(poll.group_id, End(ENDED))
 
 
 def _is_member(request: Any) -> bool:
