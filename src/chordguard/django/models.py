@@ -1,5 +1,7 @@
 """The ledger's tables in Django's database: a row for each live chord, until it has ended.
 
+How it ended is kept until ``celery.backend_cleanup`` finds that its results have expired.
+
 They mean what those of :mod:`chordguard.ledger.tables` mean. Code writes them through
 :mod:`chordguard.ledger.django` alone.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 from django.db import models
 
-__all__ = ("CountedMember", "Counter", "LiveChord")
+__all__ = ("CountedMember", "Counter", "EndedChord", "LiveChord")
 
 #: How long the id of a chord or of a task may be, in characters.
 ID_LENGTH = 155
@@ -18,6 +20,8 @@ class LiveChord(models.Model):  # type: ignore[misc]
     """A chord that has started and not ended. Times are Unix times."""
 
     id = models.CharField(max_length=ID_LENGTH, primary_key=True)
+    #: The id of the result that its body gives.
+    body_id = models.CharField(max_length=ID_LENGTH, null=True)
     #: How many members it has; None until those of a generator are known.
     size = models.IntegerField(null=True)
     #: How many of them were counted on this row, and how many of those failed.
@@ -39,7 +43,7 @@ class LiveChord(models.Model):  # type: ignore[misc]
     signatures = models.BinaryField(null=True)
 
     class Meta:
-        """A live chord is looked for when it is due."""
+        """A live chord is looked for when it is due, or by its body."""
 
         verbose_name = "live chord"
         default_permissions = ("view",)
@@ -48,7 +52,10 @@ class LiveChord(models.Model):  # type: ignore[misc]
             ("settle_livechord", "Can settle live chords"),
             ("revoke_livechord", "Can revoke live chords"),
         )
-        indexes = (models.Index(fields=["due"], name="chordguard_due"),)
+        indexes = (
+            models.Index(fields=["due"], name="chordguard_due"),
+            models.Index(fields=["body_id"], name="chordguard_body"),
+        )
 
     def __str__(self) -> str:
         return str(self.id)
@@ -96,3 +103,25 @@ class Counter(models.Model):  # type: ignore[misc]
 
     def __str__(self) -> str:
         return f"{self.chord_id} {self.number}"
+
+
+class EndedChord(models.Model):  # type: ignore[misc]
+    """How a chord ended. Times are Unix times."""
+
+    id = models.CharField(max_length=ID_LENGTH, primary_key=True)
+    body_id = models.CharField(max_length=ID_LENGTH, null=True)
+    size = models.IntegerField(null=True)
+    returned = models.IntegerField()
+    failed = models.IntegerField()
+    outcome = models.CharField(max_length=16)
+    created = models.FloatField()
+    ended = models.FloatField()
+
+    class Meta:
+        """A chord that has ended is looked for by its body, too."""
+
+        default_permissions = ()
+        indexes = (models.Index(fields=["body_id"], name="chordguard_ended_body"),)
+
+    def __str__(self) -> str:
+        return str(self.id)

@@ -16,7 +16,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from django.db.models import Exists, F, Max, OuterRef, Q, Subquery, Sum
+from django.db.models import (
+    CharField,
+    Exists,
+    F,
+    FloatField,
+    Max,
+    OuterRef,
+    Q,
+    Subquery,
+    Sum,
+    Value,
+)
 
 from ..errors import OUTSIDE
 from ..upstream import django as upstream
@@ -28,8 +39,8 @@ from .django_rows import DjangoRows, is_free
 from .members import LedgerOfMembers
 from .model import ChordUnknown, Claim, Part, Record
 from .packing import Header, joined, leaf_ids, pack
-from .rows import record_of_row
-from .tallies import End
+from .rows import record_of_row, tell_of_rows
+from .tallies import End, Tally
 
 __all__ = ("DjangoLedger",)
 
@@ -38,6 +49,10 @@ _COLUMNS = (
     *("id", "size", "created", "claimed_until", "header", "body"),
     *("returned", "failed", "progressed"),
 )
+
+
+#: For how many ids one statement tells how far chords are; it names each four times.
+TALLIES = 200
 
 
 class DjangoLedger(DjangoRows, LedgerOfMembers):
@@ -67,6 +82,7 @@ class DjangoLedger(DjangoRows, LedgerOfMembers):
         ids = set(leaf_ids(header or ()))
         chord = self.chord_model(
             id=group_id,
+            body_id=body_id,
             size=None if header is None else len(ids),
             returned=0,
             failed=0,
@@ -280,8 +296,8 @@ class DjangoLedger(DjangoRows, LedgerOfMembers):
         # What counts goes first, each in a transaction: a part that is counted meanwhile is seen by
         # the last one, one that comes later finds nothing to count on and takes its member back.
         is_large = counters.known(group_id) > 0
-        if is_large or not self._remove(self._chord(group_id).filter(counters=0)):
-            self._remove(self._chord(group_id))
+        if is_large or not self._remove_chord(group_id, end, is_small=True):
+            self._remove_chord(group_id, end, is_small=False)
             self._remove(self._counters(group_id))
         self._remove(self._members(group_id))
 
@@ -313,6 +329,37 @@ class DjangoLedger(DjangoRows, LedgerOfMembers):
         for group_id in self._retried(lambda: list(orphans.distinct())):
             self._remove(self._members(group_id))
         return len(abandoned)
+
+    def forget_ended(self, before: float) -> None:
+        """Forget how chords ended that did so before then (Unix time)."""
+        self._remove(self.ends().filter(ended__lt=before))
+
+    def progress(self, ids: Sequence[str]) -> dict[str, Tally]:
+        found: dict[str, Tally] = {}
+        for start in range(0, len(ids), TALLIES):
+            asked = ids[start : start + TALLIES]
+            tell_of_rows(found, asked, self._retried(lambda: list(self._tallies(asked))))  # noqa: B023
+        return found
+
+    def _tallies(self, ids: Sequence[str]) -> Any:
+        """Return the rows of chords by the ids of their headers, or of their bodies' results."""
+        counted = self._counters(OuterRef("pk")).values("chord_id")
+        added = [
+            Subquery(counted.annotate(added=total).values("added"))
+            for total in (Sum("returned"), Sum("failed"), Max("progressed"))
+        ]
+        names = ("id", "body_id", "size", "returned", "failed", "created")
+        nothing = Value(None, output_field=FloatField())
+        no_outcome = Value(None, output_field=CharField())
+        live = self.chords().values_list(*names, "progressed", no_outcome, *added)
+        gone = self.ends().values_list(*names, "ended", "outcome", nothing, nothing, nothing)
+        # Each of them has an index; for an OR some databases use none.
+        by_id, *others = (
+            rows.filter(**{f"{column}__in": ids})
+            for rows in (live, gone)
+            for column in ("id", "body_id")
+        )
+        return by_id.union(*others, all=True)
 
     def take_due(self, now: float, until: float, limit: int) -> list[str]:
         due = self.chords().filter(due__lte=now).order_by("due").values_list("pk", "due")

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from django.apps import apps
 from django.db import connections, transaction
-from django.db.models import Case, Exists, F, Q, Value, When
+from django.db.models import Case, Exists, F, Q, Sum, Value, When
 from django.db.utils import DatabaseError
 
 from ..log import mark_reported
@@ -20,6 +20,7 @@ from ..upstream.database import refuses
 from . import claims, counters, rights
 from .checked import MOST_AHEAD
 from .model import Part
+from .tallies import End
 
 __all__ = ("APP", "Counted", "DjangoRows", "is_free")
 
@@ -74,6 +75,7 @@ class DjangoRows:
         self.chord_model = apps.get_model(APP, "LiveChord")
         self.member_model = apps.get_model(APP, "CountedMember")
         self.counter_model = apps.get_model(APP, "Counter")
+        self.end_model = apps.get_model(APP, "EndedChord")
         self.alias = upstream.alias_of(self.chord_model)
         #: Whether a part can be counted in the transaction that stores its result.
         self.shares_database = self.alias == upstream.alias_of(backend.TaskModel)
@@ -137,6 +139,10 @@ class DjangoRows:
         """Return all counted members, to be filtered."""
         return self.member_model._base_manager.using(self.alias)
 
+    def ends(self) -> Any:
+        """Return how chords ended, to be filtered."""
+        return self.end_model._base_manager.using(self.alias)
+
     def _chord(self, group_id: str) -> Any:
         return self.chords().filter(pk=group_id)
 
@@ -168,6 +174,47 @@ class DjangoRows:
     def _remove(self, rows: Any) -> bool:
         """Delete rows by one statement, without signals; tell whether there was one."""
         return self._retried(lambda: bool(rows.all()._raw_delete(self.alias)))
+
+    def _remove_chord(self, group_id: str, end: End | None, *, is_small: bool) -> bool:
+        """Remove a chord's row, and keep how it ended; False where there is none to remove.
+
+        `is_small`: only a chord that has no counters is removed.
+        """
+        chord = self._chord(group_id).filter(**({"counters": 0} if is_small else {}))
+        if end is None:
+            return self._remove(chord)
+
+        def remove() -> bool:
+            with self._transaction():
+                columns = ("body_id", "size", "returned", "failed", "created")
+                row = chord.select_for_update().values(*columns).first()
+                if row is None:
+                    return False
+                if not is_small:
+                    totals = {"more": Sum("returned"), "worse": Sum("failed")}
+                    counted = self._counters(group_id).aggregate(**totals)
+                    row["returned"] += counted["more"] or 0
+                    row["failed"] += counted["worse"] or 0
+                self._keep(group_id, row, end)
+                chord.all()._raw_delete(self.alias)
+            return True
+
+        return self._retried(remove)
+
+    def _keep(self, group_id: str, row: dict[str, Any], end: End) -> None:
+        """Keep how a chord ended, in place of what one of the same id has left."""
+        if row["size"] is not None:
+            row["returned"] = row["size"]
+        if end.failed is not None:
+            row["failed"] = end.failed
+        kept = {**row, "outcome": end.outcome, "ended": time.time()}
+        has_target = connections[self.alias].features.supports_update_conflicts_with_target
+        self.ends().bulk_create(
+            [self.end_model(pk=group_id, **kept)],
+            update_conflicts=True,
+            update_fields=list(kept),
+            unique_fields=["id"] if has_target else None,
+        )
 
     def _insert_new(self, model: Any, rows: Collection[Any]) -> None:
         """Insert those of some rows that are not there."""

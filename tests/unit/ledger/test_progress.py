@@ -13,7 +13,7 @@ from sqlalchemy.engine import Engine
 from chordguard.ledger.model import Part
 from chordguard.ledger.tallies import ENDED, End
 from chordguard.signals import FAILED, SUCCEEDED, TOLERATED
-from chordguard.upstream.backends import is_redis
+from chordguard.upstream.backends import is_django, is_redis
 from tests.unit.ledger.chords import count, in_redis, in_sql, keys_of, part_of, request_of, start
 
 #: Members of a chord that has counters on most SQL databases.
@@ -147,6 +147,17 @@ def round_trips(ledger):
             yield sent
         finally:
             del client.execute_command
+        return
+
+    if is_django(ledger.backend):
+        from django.db import connections
+
+        def note_django(execute, sql, params, many, context):
+            sent.append(sql)
+            return execute(sql, params, many, context)
+
+        with connections[ledger.alias].execute_wrapper(note_django):
+            yield sent
         return
 
     def note(connection, cursor, statement, *_):

@@ -53,6 +53,7 @@ class Migration(migrations.Migration):
             name="LiveChord",
             fields=[
                 ("id", models.CharField(max_length=155, primary_key=True, serialize=False)),
+                ("body_id", models.CharField(max_length=155, null=True)),
                 ("size", models.IntegerField(null=True)),
                 ("returned", models.IntegerField()),
                 ("failed", models.IntegerField()),
@@ -74,7 +75,27 @@ class Migration(migrations.Migration):
                     ("settle_livechord", "Can settle live chords"),
                     ("revoke_livechord", "Can revoke live chords"),
                 ),
-                "indexes": [models.Index(fields=["due"], name="chordguard_due")],
+                "indexes": [
+                    models.Index(fields=["due"], name="chordguard_due"),
+                    models.Index(fields=["body_id"], name="chordguard_body"),
+                ],
+            },
+        ),
+        migrations.CreateModel(
+            name="EndedChord",
+            fields=[
+                ("id", models.CharField(max_length=155, primary_key=True, serialize=False)),
+                ("body_id", models.CharField(max_length=155, null=True)),
+                ("size", models.IntegerField(null=True)),
+                ("returned", models.IntegerField()),
+                ("failed", models.IntegerField()),
+                ("outcome", models.CharField(max_length=16)),
+                ("created", models.FloatField()),
+                ("ended", models.FloatField()),
+            ],
+            options={
+                "default_permissions": (),
+                "indexes": [models.Index(fields=["body_id"], name="chordguard_ended_body")],
             },
         ),
         migrations.AddConstraint(
