@@ -15,7 +15,8 @@ from ..log import mark_reported
 from ..upstream import sessions
 from ..upstream.database import create_tables, is_refusal, with_retries
 from . import rights
-from .tables import DIALECTS, Tables
+from .model import Record
+from .tables import DIALECTS, Tables, record_of_row
 
 __all__ = ("LedgerDatabase",)
 
@@ -100,6 +101,9 @@ class LedgerDatabase:
                 raise
             return _reason(exc)
         return None
+
+    def overview(self) -> list[Record]:
+        return [record_of_row(row)[0] for row in self._select(self.tables.read_overview, {})]
 
     def _read(self, statement: Any, group_id: str) -> list[tuple[Any, ...]]:
         return self._select(statement, {"chord": group_id})

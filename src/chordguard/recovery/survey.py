@@ -11,18 +11,31 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CannotTell
 from ..ledger.access import bounded_ledger
 from ..policy import Policy
-from ..recovery.diagnosis import diagnose_all
-from ..recovery.evidence import examine_all
-from ..recovery.kinds import UNKNOWN, Diagnosis
-from ..recovery.repair import actions_for
 from ..upstream.signatures import kind_of, tasks_of, waiting_for
 from ..upstream.workers import address_of_broker, broker_of
-from .calling import CANNOT_TELL, HEALTHY, PROBLEMS
+from .diagnosis import diagnose_all
+from .evidence import examine_all
+from .kinds import UNKNOWN, Diagnosis
+from .repair import actions_for
 
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("Chord", "Survey", "name_of", "survey", "timestamp")
+__all__ = (
+    "HEALTHY",
+    "UNHEALTHY",
+    "Chord",
+    "Survey",
+    "name_of",
+    "policy_of",
+    "survey",
+    "timestamp",
+)
+
+#: No chord is stuck.
+HEALTHY = "healthy"
+#: A chord is stuck, or too old.
+UNHEALTHY = "unhealthy"
 
 
 #: Seconds in which the first worker has to answer.
@@ -131,11 +144,11 @@ class Survey:
         return [chord for chord in self.chords if chord.found.kind == UNKNOWN]
 
     @property
-    def code(self) -> int:
-        """The exit status."""
+    def status(self) -> str:
+        """Tell in a word how they are; "healthy" only where all of them are known to be."""
         if self.problems:
-            return PROBLEMS
-        return CANNOT_TELL if self.unknown else HEALTHY
+            return UNHEALTHY
+        return UNKNOWN if self.unknown else HEALTHY
 
     @property
     def kinds(self) -> dict[str, int]:
