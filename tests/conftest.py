@@ -192,6 +192,7 @@ FOR_NEWEST = (
     "tests/cli/",
     "tests/monitoring/",
     "tests/unit/monitoring/",
+    "tests/web/",
     "tests/unit/test_",
 )
 

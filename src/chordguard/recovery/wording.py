@@ -2,7 +2,32 @@
 
 from __future__ import annotations
 
-__all__ = ("WORDS", "duration", "plural")
+from .kinds import (
+    BODY_DONE,
+    CLAIM_EXPIRED,
+    MEMBER_LOST,
+    PART_LOST,
+    POLLER_LOST,
+    READY,
+    RUNNING,
+    SIZE_MISSING,
+    UNKNOWN,
+)
+
+__all__ = ("TITLES", "WORDS", "duration", "plural")
+
+#: What each diagnosis means, for people.
+TITLES = {
+    RUNNING: "On its way",
+    READY: "Its body was not published",
+    PART_LOST: "A result was not counted",
+    MEMBER_LOST: "A member is lost",
+    CLAIM_EXPIRED: "The worker that was ending it died",
+    SIZE_MISSING: "Its producer has not sent all of it",
+    POLLER_LOST: "Its safety net is gone",
+    BODY_DONE: "It has ended, and is still in the ledger",
+    UNKNOWN: "Cannot tell",
+}
 
 #: What each action does, for people.
 WORDS = {
