@@ -52,6 +52,9 @@ CELERIES = sorted(
 #: The whole suite runs on these; on the versions between them only the conformance tests.
 ENDS = (CELERIES[0], CELERIES[-1])
 
+#: What checks the accessibility of the page for operators.
+AXE_CORE = "axe-core@4.14.1"
+
 #: What `tests` runs: not the facts about Celery alone, nor the tests that take long. Those that do
 #: not depend on the Celery version run on the newest one.
 QUICK = "not stock and not nightly"
@@ -210,6 +213,25 @@ def canvases(session: nox.Session, celery: str) -> None:
     """Run 300 random canvases on each backend and compare each with a plain evaluation."""
     install_wheel(session, "test", celery_group(celery))
     session.run("python", "-m", "tests.canvases", *session.posargs)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """Run the tests of the page for operators in Chromium; ``-- --pictures`` makes the documents'.
+
+    Chromium is that of the system; axe-core is taken from npm, where that is installed.
+    """
+    install_wheel(session, "test", "browser", celery_group(CELERIES[-1]))
+    env, posargs = {}, [arg for arg in session.posargs if arg != "--pictures"]
+    if len(posargs) < len(session.posargs):
+        env["CHORDGUARD_PICTURES"] = str(ROOT / "docs" / "pictures")
+    axe = Path(session.create_tmp()) / "node_modules" / "axe-core" / "axe.min.js"
+    if shutil.which("npm") and not axe.exists():
+        folder = str(axe.parents[2])
+        session.run("npm", "install", "--no-save", "--prefix", folder, AXE_CORE, external=True)
+    if axe.exists():
+        env["AXE_CORE"] = str(axe)
+    session.run("python", "-m", "pytest", "tests/web/test_browser.py", *posargs, env=env)
 
 
 @nox.session

@@ -200,6 +200,7 @@ FOR_NEWEST = (
     "tests/monitoring/",
     "tests/unit/monitoring/",
     "tests/django/",
+    "tests/web/",
     "tests/unit/test_",
 )
 

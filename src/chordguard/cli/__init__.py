@@ -20,6 +20,8 @@ COMMANDS = {
     "check": "looking:check",
     "inspect": "looking:inspect",
     "watch": "watching:watch",
+    "graph": "graphing:graph",
+    "web": "serving:web",
     "repair": "mending:repair",
     "fix": "mending:fix",
     "revoke": "mending:revoke",

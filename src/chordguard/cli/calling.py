@@ -21,6 +21,7 @@ from .screen import Screen
 __all__ = (
     "CANCELLED",
     "CANNOT_TELL",
+    "CODES",
     "HEALTHY",
     "PROBLEMS",
     "SCHEMA",
@@ -45,8 +46,9 @@ CANCELLED = 130
 #: The version of the JSON that the commands print; see schema.json.
 SCHEMA = 1
 
-#: The word for an exit status in JSON.
+#: The word for an exit status in JSON, and the exit status for a word.
 STATUSES = {HEALTHY: "healthy", PROBLEMS: "unhealthy", CANNOT_TELL: "unknown"}
+CODES = {word: code for code, word in STATUSES.items()}
 
 
 class Cannot(ChordguardError):

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..ledger.access import bounded_ledger
-from ..recovery.kinds import KINDS, UNKNOWN
-from .calling import Answer, command
-from .members import Member, members_of
+from ..recovery.kinds import KINDS
+from ..recovery.members import Member, members_of
+from ..recovery.requested import advice
+from ..recovery.survey import NUMBERS, Chord, Survey, policy_of, survey
+from .calling import CODES, Answer, command
 from .ranges import DURATION
 from .screen import Screen, duration, plural
 from .strangers import strangers_of
-from .survey import NUMBERS, Chord, Survey, policy_of, survey
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -74,7 +75,7 @@ def status(app: Celery, is_scanning: bool) -> Answer:
                 f"{members['failed']} of them failed, {members['missing']} missing"
             )
 
-    return Answer(found.code, data, show)
+    return Answer(CODES[found.status], data, show)
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def list_chords(app: Celery, limit: int | None, is_scanning: bool, **asked: Any)
 
     hidden = len(found.chords) - (limit or SHOWN)
     note = f"{hidden} more: see --limit" if hidden > 0 else ""
-    return Answer(found.code, data, show, note)
+    return Answer(CODES[found.status], data, show, note)
 
 
 @command("check")
@@ -190,7 +191,7 @@ def check(app: Celery, max_age: float | None, limit: int, is_scanning: bool) -> 
 
     hidden = len(problems) + len(unknown) - limit
     note = f"{hidden} more: see --limit" if hidden > 0 else ""
-    return Answer(found.code, data, show, note)
+    return Answer(CODES[found.status], data, show, note)
 
 
 @command("inspect")
@@ -223,7 +224,7 @@ def inspect(app: Celery, group_id: str, is_verbose: bool) -> Answer:
         if is_verbose:
             show_results(screen, members)
 
-    return Answer(found.code, data, show)
+    return Answer(CODES[found.status], data, show)
 
 
 def row_of(chord: Chord, *, is_wide: bool) -> tuple[str, ...]:
@@ -240,17 +241,6 @@ def show_problem(screen: Screen, chord: Chord) -> None:
     screen.line(f"  {chord.body}, {duration(chord.age)} old, {chord.progress} members done")
     screen.line(f"  {chord.found.reason}")
     screen.line(f"  -> {advice(chord)}")
-
-
-def advice(chord: Chord) -> str:
-    """Return what to do about a chord."""
-    if chord.found.kind == UNKNOWN:
-        return "look again when what is missing is back"
-    if chord.remedy:
-        return f"celery chords repair {chord.id} ({chord.remedy})"
-    if chord.is_stuck:
-        return "wait: its producer may still be sending it"
-    return f"nothing is wrong but its age; to give it up: celery chords revoke {chord.id}"
 
 
 def show_chord(screen: Screen, chord: Chord, data: dict[str, Any]) -> None:

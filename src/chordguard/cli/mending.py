@@ -6,48 +6,24 @@ What each would do is shown by `--dry-run`, in the words in which it is told aft
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..ledger.access import required_ledger
-from ..ledger.packing import leaf_ids
-from ..lifecycle.settlement import Settlement
-from ..recovery.evidence import examine
-from ..recovery.kinds import Diagnosis
-from ..recovery.repair import Action, actions_for, carry_out, resending
-from ..upstream.results import chunks, ready_states
+from ..recovery.repair import Action, actions_for
+from ..recovery.requested import carry_out_if_same, plans, revoke_members, settle
+from ..recovery.survey import Chord, Survey, survey
+from ..recovery.wording import WORDS
 from .calling import CANCELLED, CANNOT_TELL, HEALTHY, PROBLEMS, Answer, Cannot, command, say
 from .ranges import DURATION
 from .screen import Screen, duration, plural
-from .survey import Chord, Survey, survey
 
 if TYPE_CHECKING:
     from celery import Celery
 
-    from ..ledger.model import Ledger
-
-__all__ = ("abort", "fix", "repair", "revoke", "revoke_members")
-
-#: What each action does, for people.
-WORDS = {
-    "fire": "publish its body",
-    "recount": "count the members whose results are stored",
-    "fail-members": "settle it: members without a result count as failed",
-    "resend": "send its lost members again",
-    "requeue": "send its celery.chord_unlock again",
-    "abort": "revoke its members and settle it",
-    "forget": "remove it from the ledger",
-}
-
-#: Seconds for which a chord that a worker is just ending is waited for.
-ENDING_SECONDS = 10.0
-
-#: Seconds for which workers are waited for to answer that they have revoked tasks.
-REVOKING_SECONDS = 1.0
+__all__ = ("fix", "repair", "revoke")
 
 ids_argument = click.argument("group_ids", nargs=-1, metavar="[ID]...")
 dry_run_option = click.option(
@@ -87,17 +63,19 @@ def repair(app: Celery, group_ids: tuple[str, ...], is_auto: bool, **how: bool) 
     if how["is_interactive"]:
         return _repair_interactively(app, found, is_sure=how["is_sure"])
     ledger = required_ledger(app)
-    plans = [
+    planned = [
         (chord, action)
         for chord in found.chords
-        for action in _plans(ledger, chord, is_resending=how["is_resending"])
+        for action in plans(ledger, chord, is_resending=how["is_resending"])
     ]
-    told = [action for _, action in plans]
-    if how["is_dry_run"] or not plans:
+    told = [action for _, action in planned]
+    if how["is_dry_run"] or not planned:
         return _answer(found, told)
     if not how["is_sure"]:
         _ask(told)
-    return _answer(found, [_carry_out(ledger, chord.found, action) for chord, action in plans])
+    return _answer(
+        found, [carry_out_if_same(ledger, chord.found, action) for chord, action in planned]
+    )
 
 
 @command("fix")
@@ -123,7 +101,7 @@ def _repair_interactively(app: Celery, found: Survey, *, is_sure: bool) -> Answe
             given = _answer(found, done)
             return Answer(CANCELLED, given.data, given.show, "Cancelled.")
         is_sure = is_sure or answer == "a"
-        done.append(action if answer == "n" else _carry_out(ledger, chord.found, action))
+        done.append(action if answer == "n" else carry_out_if_same(ledger, chord.found, action))
     return _answer(found, done)
 
 
@@ -173,47 +151,7 @@ def revoke(
         _ask(told)
     revoke_members(app, [chord.found for chord in chords], is_terminating=is_terminating)
     ledger = required_ledger(app)
-    return _answer(unknown, [abort(ledger, chord.found, why) for chord in chords])
-
-
-def _plans(ledger: Ledger, chord: Chord, *, is_resending: bool) -> Iterable[Action]:
-    resent = resending(ledger, chord.found) if is_resending else []
-    return resent or (actions_for(chord.found) if chord.is_stuck else [])
-
-
-def _carry_out(ledger: Ledger, found: Diagnosis, action: Action) -> Action:
-    """Do what `action` says, unless the chord has moved since it was diagnosed."""
-    if found.record is None or _has_moved(ledger, found):
-        return replace(action, reason="it has moved meanwhile", is_done=False)
-    return replace(action, is_done=carry_out(ledger, found, action))
-
-
-def _has_moved(ledger: Ledger, found: Diagnosis) -> bool:
-    record = ledger.read(found.group_id)
-    return record is None or found.record is None or record.returned != found.record.returned
-
-
-def revoke_members(app: Celery, chords: Iterable[Diagnosis], *, is_terminating: bool) -> None:
-    """Revoke the members of chords that have no result; told to, end those that run, too."""
-    ids = [id_ for found in chords for id_ in leaf_ids(found.header or ())]
-    done = ready_states(app.backend, ids)
-    for chunk in chunks([id_ for id_ in ids if id_ not in done]):
-        app.control.revoke(
-            list(chunk), terminate=is_terminating, reply=True, timeout=REVOKING_SECONDS
-        )
-
-
-def abort(ledger: Ledger, found: Diagnosis, why: str) -> Action:
-    """Settle a chord, unless its revoked members have ended it."""
-    action = Action("abort", found.group_id, why, settlement=Settlement.by_request())
-    deadline = time.monotonic() + ENDING_SECONDS
-    while True:
-        now = examine(ledger, found.group_id)
-        if now.record is None or carry_out(ledger, now, action):
-            return replace(action, is_done=True)
-        if time.monotonic() > deadline:
-            return replace(action, reason=f"{why}, but {now.reason}", is_done=False)
-        time.sleep(0.2)
+    return _answer(unknown, [settle(ledger, chord.found, why) for chord in chords])
 
 
 def _ask(actions: Sequence[Action]) -> None:

@@ -9,11 +9,9 @@ from typing import Any
 import click
 
 from ..errors import without_passwords
+from ..recovery.wording import duration, plural
 
 __all__ = ("Screen", "duration", "plural")
-
-#: Units of a duration and their seconds.
-UNITS = (("d", 86400.0), ("h", 3600.0), ("min", 60.0))
 
 
 #: Columns of a terminal from which on a table of chords shows how fast they are.
@@ -81,21 +79,6 @@ def plain_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[st
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     ]
-
-
-def duration(seconds: float | None) -> str:
-    """Return seconds in the unit that people would use; "-" for None."""
-    if seconds is None:
-        return "-"
-    for unit, length in UNITS:
-        if seconds >= length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def plural(count: int, noun: str) -> str:
-    """Return a count with its noun."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _console() -> Any:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from kombu.utils.encoding import bytes_to_str
 
 from ..lifecycle import safety_net
+from ..recovery.survey import Survey
 from ..upstream import backends
 from ..upstream.hooks import UNLOCK
-from .survey import Survey
 
 if TYPE_CHECKING:
     from celery import Celery

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import CannotTell, LedgerMissing
+from ..recovery.survey import NUMBERS, Chord, Survey, survey
 from ..settings import LONGEST
-from .calling import CANNOT_TELL, SCHEMA, STATUSES, Answer, command
+from .calling import CANNOT_TELL, CODES, SCHEMA, STATUSES, Answer, command
 from .ranges import Range
 from .screen import Screen, duration, new_table, plural
-from .survey import NUMBERS, Chord, Survey, survey
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -41,7 +41,7 @@ def watch(app: Celery, interval: float, count: int | None, limit: int) -> Answer
     with _live(screen, is_json) as live:
         while True:
             found, problem = _look(app)
-            code = CANNOT_TELL if problem else found.code
+            code = CANNOT_TELL if problem else CODES[found.status]
             if is_json:
                 _print_json(found, problem, code)
             elif live is not None:

@@ -10,12 +10,12 @@ from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import F, Q
 
-from ..cli.mending import abort, revoke_members
-from ..cli.screen import duration
 from ..errors import ChordguardError
 from ..ledger.access import required_ledger
 from ..recovery.evidence import examine_all
 from ..recovery.repair import repair
+from ..recovery.requested import revoke_members, settle
+from ..recovery.wording import duration
 from .models import LiveChord
 from .project import celery_app
 
@@ -177,7 +177,7 @@ class LiveChordAdmin(admin.ModelAdmin):  # type: ignore[misc]
 
         def settle_one(_: Any, ledger: Any, found: Any) -> Iterable[tuple[str, Any]]:
             (diagnosis,) = examine_all(ledger, [found])
-            return [("settle", abort(ledger, diagnosis, "it is settled in the admin").is_done)]
+            return [("settle", settle(ledger, diagnosis, "it is settled in the admin").is_done)]
 
         self._each(request, rows, settle_one)
 
@@ -188,7 +188,7 @@ class LiveChordAdmin(admin.ModelAdmin):  # type: ignore[misc]
         def revoke_one(app: Any, ledger: Any, found: Any) -> Iterable[tuple[str, Any]]:
             (diagnosis,) = examine_all(ledger, [found])
             revoke_members(app, [diagnosis], is_terminating=True)
-            return [("revoke", abort(ledger, diagnosis, "it is revoked in the admin").is_done)]
+            return [("revoke", settle(ledger, diagnosis, "it is revoked in the admin").is_done)]
 
         self._each(request, rows, revoke_one)
 

@@ -279,6 +279,13 @@ class Ledger(ABC):
         """
         return {group_id: Tally.of(record) for group_id, record in self.read_all(ids).items()}
 
+    def overview(self) -> list[Record]:
+        """Return how far all live chords are, for whom shows many of them.
+
+        The records are without header and body, and may leave out what takes longer to find out.
+        """
+        return list(self.read_all(self.group_ids()).values())
+
     @abstractmethod
     def signatures(self, group_id: str) -> bytes | None:
         """Return the packed signatures of a live chord's members, if they were kept."""

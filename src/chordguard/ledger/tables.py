@@ -215,27 +215,26 @@ class Tables:
         self.remove_counters = self.counter.delete().where(of_chord)
         chord = self.chord.c
         among: Any = sa.bindparam("chords", expanding=True)
-        counted = (
-            sa.select(
-                counter.chord_id,
-                sa.func.sum(counter.returned).label("returned"),
-                sa.func.sum(counter.failed).label("failed"),
-                sa.func.max(counter.progressed).label("progressed"),
-            )
-            .where(counter.chord_id.in_(among))
-            .group_by(counter.chord_id)
-            .subquery()
-        )
+        counted = sa.select(
+            counter.chord_id,
+            sa.func.sum(counter.returned).label("returned"),
+            sa.func.sum(counter.failed).label("failed"),
+            sa.func.max(counter.progressed).label("progressed"),
+        ).group_by(counter.chord_id)
         #: What :func:`.rows.record_of_row` reads.
-        self.read_chords = (
-            sa.select(
-                *(chord.id, chord.size, chord.created, chord.claimed_until, chord.header),
-                *(chord.body, chord.returned, chord.failed, chord.progressed),
-                *(counted.c.returned, counted.c.failed, counted.c.progressed),
-            )
-            .select_from(self.chord.outerjoin(counted, counted.c.chord_id == chord.id))
-            .where(chord.id.in_(among))
-        )
+        self.read_chords = self._read_with(
+            counted.where(counter.chord_id.in_(among)).subquery(), chord.header, chord.body
+        ).where(chord.id.in_(among))
+        #: The same of all chords, without header and body.
+        self.read_overview = self._read_with(counted.subquery(), sa.null(), sa.null())
+
+    def _read_with(self, counted: Any, header: Any, body: Any) -> Any:
+        chord = self.chord.c
+        return sa.select(
+            *(chord.id, chord.size, chord.created, chord.claimed_until, header, body),
+            *(chord.returned, chord.failed, chord.progressed),
+            *(counted.c.returned, counted.c.failed, counted.c.progressed),
+        ).select_from(self.chord.outerjoin(counted, counted.c.chord_id == chord.id))
 
     def _write_count_in_one(self, chord: Any, counter: Any) -> None:
         """PostgreSQL: insert and count by one statement; no member without what counts it."""

@@ -6,7 +6,7 @@ act on. `diagnose` asks the workers and the broker's queues, too, which takes lo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,9 @@ def diagnose_all(
     }
     wanted = {id_ for each in map(found.get, pollers) if each for id_ in each.missing}
     places, why_not_all = find(app, wanted | set(filter(None, pollers.values())))
+    nowhere = wanted - places.keys()
+    if nowhere:
+        places.update(_in_other_chords(ledger, found, nowhere))
     # Some were seen nowhere since they have ended meanwhile.
     again = [id_ for id_ in pollers if not places.keys() >= set(found[id_].missing)]
     found.update((e.group_id, e) for e in examine_all(ledger, again, is_thorough=True))
@@ -75,6 +78,17 @@ def diagnose_all(
         if found[id_].kind == RUNNING:
             found[id_] = _located(found[id_], poller, places, why_not_all)
     return [found[id_] for id_ in ids]
+
+
+def _in_other_chords(
+    ledger: Ledger, found: Mapping[str, Diagnosis], wanted: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield (id, place) of members that are bodies of live chords: nobody has sent them yet."""
+    others = [group_id for group_id in ledger.group_ids() if group_id not in found]
+    for chord in (*found.values(), *examine_all(ledger, others)):
+        for task_id in chord.body_ids:
+            if task_id in wanted and chord.record is not None:
+                yield task_id, f"waits for chord {chord.group_id}"
 
 
 def _located(

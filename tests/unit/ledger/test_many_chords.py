@@ -39,3 +39,34 @@ def test_members_that_failed_are_told(ledger, group_id):
     found = ledger.read_all([group_id, other])
     assert [0, 2] == [found[id_].failed for id_ in (group_id, other)]
     ledger.close(other)
+
+
+def test_overview_tells_how_far_all_of_them_are(ledger, group_id):
+    other = start(ledger, ["d", "e"])
+    count(ledger, other, ["d"])
+
+    found = {record.group_id: record for record in ledger.overview()}
+
+    assert (2, 1, 0, None, None) == (
+        found[other].size,
+        found[other].returned,
+        found[other].failed,
+        found[other].header,
+        found[other].body,
+    )
+    known = ledger.read_all([group_id, other])
+    for id_, record in known.items():
+        assert (record.created, record.progressed) == (found[id_].created, found[id_].progressed)
+        assert (record.size, record.returned) == (found[id_].size, found[id_].returned)
+    ledger.close(other)
+    assert other not in {record.group_id for record in ledger.overview()}
+
+
+def test_overview_tells_of_large_chords(ledger):
+    large = start(ledger, [f"m{number}" for number in range(200)])
+    count(ledger, large, ["m0", "m1", "m150"])
+
+    (found,) = [record for record in ledger.overview() if record.group_id == large]
+
+    assert (200, 3) == (found.size, found.returned)
+    ledger.close(large)

@@ -13,19 +13,33 @@ from ..ledger.access import bounded_ledger
 from ..ledger.tallies import Tally
 from ..lifecycle.progress import Progress, progress_of
 from ..policy import Policy
-from ..recovery.diagnosis import diagnose_all
-from ..recovery.evidence import examine_all
-from ..recovery.kinds import UNKNOWN, Diagnosis
-from ..recovery.repair import actions_for
 from ..upstream.signatures import kind_of, tasks_of, waiting_for
 from ..upstream.workers import address_of_broker, broker_of
-from .calling import CANNOT_TELL, HEALTHY, PROBLEMS
-from .screen import duration
+from .diagnosis import diagnose_all
+from .evidence import examine_all
+from .kinds import UNKNOWN, Diagnosis
+from .repair import actions_for
+from .wording import duration
 
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("NUMBERS", "Chord", "Survey", "name_of", "survey", "timestamp")
+__all__ = (
+    "HEALTHY",
+    "NUMBERS",
+    "UNHEALTHY",
+    "Chord",
+    "Survey",
+    "name_of",
+    "policy_of",
+    "survey",
+    "timestamp",
+)
+
+#: No chord is stuck.
+HEALTHY = "healthy"
+#: A chord is stuck, or too old.
+UNHEALTHY = "unhealthy"
 
 
 #: The columns that say how far a chord is; a narrow table has the first one.
@@ -160,11 +174,11 @@ class Survey:
         return [chord for chord in self.chords if chord.found.kind == UNKNOWN]
 
     @property
-    def code(self) -> int:
-        """The exit status."""
+    def status(self) -> str:
+        """Tell in a word how they are; "healthy" only where all of them are known to be."""
         if self.problems:
-            return PROBLEMS
-        return CANNOT_TELL if self.unknown else HEALTHY
+            return UNHEALTHY
+        return UNKNOWN if self.unknown else HEALTHY
 
     @property
     def kinds(self) -> dict[str, int]:

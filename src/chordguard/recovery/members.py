@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from kombu.utils.encoding import safe_repr
+from celery.utils.saferepr import saferepr
 
 from ..failures import record_of
 from ..ledger.model import Claim, Ledger
 from ..ledger.packing import leaf_ids, unpack_data
 from ..masking import masked
-from ..recovery.kinds import Diagnosis
 from ..upstream import backends
 from ..upstream.results import StoredResult, chunks, read_metas, read_results, select
+from .kinds import Diagnosis
 
 __all__ = ("Member", "members_of")
 
@@ -63,17 +63,22 @@ class Member:
         return facts
 
 
-def members_of(ledger: Ledger, found: Diagnosis) -> list[Member]:
+def members_of(ledger: Ledger, found: Diagnosis, ids: Sequence[str] | None = None) -> list[Member]:
     """Return the members of a chord in header order; none where they are not known.
 
     Names and workers of members that are done are known with ``result_extended = True``, names
     also with ``chord_store_signatures = True``.
+
+    Arguments:
+        ledger: Where the chord is counted.
+        found: Its diagnosis.
+        ids: Those of its members that are asked for; None: all.
     """
     if found.header is None or found.record is None:
         return []
-    ids = list(leaf_ids(found.header))
+    ids = list(leaf_ids(found.header)) if ids is None else ids
     # What members with `ignore_result=True` gave is with the ledger alone.
-    _, stored = ledger.collect(Claim(found.group_id, "", found.header))
+    _, stored = ledger.collect(Claim(found.group_id, "", ids))
     started = read_results(ledger.results, [id_ for id_ in ids if id_ not in stored])
     results = {**started, **stored}
     extra = _extra_of(ledger.results, ids)
@@ -94,7 +99,7 @@ def _member(
     name = extra.get("name") or names.get(id_)
     if result is None or not result.is_ready:
         return Member(id_, state, name, worker)
-    text = record_of(result, None)["text"] if result.failed else safe_repr(result.value)  # type: ignore[no-untyped-call]
+    text = record_of(result, None)["text"] if result.failed else saferepr(result.value, SHOWN)
     text = masked(text) if result.failed else text
     return Member(id_, state, name, worker, _iso(extra.get("date_done")), text[:SHOWN])
 
