@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tests.harness import Clusters
 from tests.servers import Servers
 
-from benchmarks import redis, scale, sql, survey, watchdog
+from benchmarks import following, redis, scale, sql, survey, watchdog
 from benchmarks.lanes import canvas, fresh_producer, pair, run_many, statements, timed, until_done
 from chordguard import install_patches, uninstall_patches
 
@@ -148,6 +148,8 @@ BENCHMARKS: dict[str, Callable[[Clusters], Iterator[tuple[str, bool]]]] = {
     "overhead": overhead,
     "waiting": waiting,
     "sql_waiting": sql_waiting,
+    "how_far": following.how_far,
+    "awaiting": following.awaiting,
     "redis_throughput": redis.throughput,
     "redis_memory": redis.memory,
     "redis_round_trips": redis.round_trips,

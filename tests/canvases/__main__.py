@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.canvases import batch
 from tests.canvases.strategies import drawn
+from tests.canvases.watching import Watch
 from tests.harness import BACKENDS, DJANGO_BACKENDS, WITH_OWN_LEDGER, Clusters
 from tests.servers import Servers
 
@@ -39,7 +40,8 @@ def run(clusters: Clusters, backend: str, nodes: list[Node], tolerate: bool, sto
     }
     started = time.monotonic()
     with clusters.alone(backend, patched=not stock, settings=settings) as cluster:
-        misses = batch.run(cluster, nodes, tolerate=tolerate)
+        watch = None if stock else Watch(cluster)
+        misses = batch.run(cluster, nodes, tolerate=tolerate, watch=watch)
         seconds = time.monotonic() - started
         print(
             f"{backend:10} {'tolerant' if tolerate else 'strict':8} "
@@ -51,7 +53,11 @@ def run(clusters: Clusters, backend: str, nodes: list[Node], tolerate: bool, sto
             print(miss, flush=True)
             if index < SHRUNK and not stock:
                 print("simplest:", batch.shrunk(cluster, miss, tolerate=tolerate), flush=True)
-    return stock or not misses
+        if watch is not None:
+            print(f"  {len(watch.seen)} chords, {watch.looks} looks at how far live ones are")
+            for wrong in watch.wrong:
+                print(f"  {wrong}", flush=True)
+    return stock or not (misses or (watch is not None and watch.wrong))
 
 
 def main() -> int:

@@ -19,12 +19,15 @@ from tests.canvases.model import (
 )
 
 if TYPE_CHECKING:
+    from tests.canvases.watching import Watch
     from tests.harness import Cluster
 
 #: Seconds without the end of any canvas after which those that have not ended never will.
 QUIET = 30.0
 #: Seconds between two looks at the canvases.
 INTERVAL = 0.1
+#: The same where somebody watches the chords, too.
+WATCHED = 0.01
 #: Characters that are shown of a value.
 SHOWN = 1000
 
@@ -50,11 +53,17 @@ def _cut(outcome: Any) -> str:
 
 
 def run(
-    cluster: Cluster, nodes: Sequence[Node], *, tolerate: bool, quiet: float = QUIET
+    cluster: Cluster,
+    nodes: Sequence[Node],
+    *,
+    tolerate: bool,
+    quiet: float = QUIET,
+    watch: Watch | None = None,
 ) -> list[Miss]:
     """Publish the canvases, wait for all of them, return those that went wrong.
 
-    A canvas is given up after `quiet` seconds in which none has ended.
+    A canvas is given up after `quiet` seconds in which none has ended. `watch` looks meanwhile at
+    how far the chords are.
     """
     outcomes: list[Any] = [None] * len(nodes)
     pending: dict[int, Any] = {}
@@ -63,14 +72,20 @@ def run(
             pending[index] = build(node, cluster.tasks).apply_async()
         except Exception as exc:
             outcomes[index] = f"not sent: {exc!r}"
+        if watch is not None:
+            watch.look()
     latest = time.monotonic()
     while pending and time.monotonic() - latest < quiet:
-        time.sleep(INTERVAL)
+        time.sleep(INTERVAL if watch is None else WATCHED)
+        if watch is not None:
+            watch.look()
         for index, result in list(pending.items()):
             outcomes[index] = outcome_of(result)
             if has_ended(outcomes[index]):
                 del pending[index]
                 latest = time.monotonic()
+    if watch is not None:
+        watch.end()
     expected = [evaluate(node, tolerate) for node in nodes]
     return [
         Miss(node, wanted, given)

@@ -19,6 +19,7 @@ from tests.canvases.model import (
     smaller,
 )
 from tests.canvases.strategies import canvases, drawn
+from tests.canvases.watching import Watch
 
 #: Another seed gives other canvases.
 SEED = int(os.environ.get("CHORDGUARD_CANVAS_SEED", "1"))
@@ -38,10 +39,13 @@ def test_random_canvases_give_what_they_must(clusters, backend_kind, tolerate):
     settings = {"chord_propagate_errors": not tolerate, "chord_unlock_first_delay": 300}
     cluster = clusters(backend_kind, settings=settings)
 
-    misses = batch.run(cluster, drawn(COUNT, SEED), tolerate=tolerate)
+    watch = Watch(cluster)
+    misses = batch.run(cluster, drawn(COUNT, SEED), tolerate=tolerate, watch=watch)
 
     seed = f"CHORDGUARD_CANVAS_SEED={SEED}"
     assert not misses, "\n".join([seed, *map(str, misses)])
+    assert not watch.wrong, "\n".join([seed, *watch.wrong])
+    assert watch.looks
 
 
 def test_canvas_that_goes_wrong_is_found_and_made_smaller(clusters):

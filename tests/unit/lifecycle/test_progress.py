@@ -10,6 +10,9 @@ from chordguard.errors import LedgerMissing
 from chordguard.ledger.access import ledger_of
 from chordguard.ledger.tallies import Tally
 from chordguard.lifecycle.progress import progress_of
+from chordguard.lifecycle.settlement import Settlement
+from chordguard.recovery.checkup import checkup
+from chordguard.recovery.evidence import examine
 from tests.harness import wait_until
 
 
@@ -108,6 +111,21 @@ def test_of_nested_chords(cluster, gate):
     ended(lambda: progress(result))
     found = progress(result, nested=True)
     assert ["succeeded"] == [inner.state for inner in found.nested]
+
+
+def test_member_that_is_lost_is_done_when_the_chord_is_settled(cluster):
+    t, app = cluster.tasks, cluster.app
+    nowhere = t.echo.s(2).set(queue=f"{cluster.stack.name}-nowhere")
+    result = tolerant(chord([t.echo.s(1), nowhere], t.collect.s())).apply_async()
+    wait_until(lambda: progress(result).done == 1, what="the member")
+    assert ("running", 2, 1, 0) == told(progress(result))
+
+    # As an operator does it who gives the chord up.
+    ledger = ledger_of(app.backend)
+    found = examine(ledger, result.parent.id)
+    checkup(ledger, found, settlement=Settlement.by_request())
+
+    assert ("tolerated", 2, 2, 1) == ended(lambda: progress(result))
 
 
 def test_of_what_is_no_chord_that_is_known(cluster):
