@@ -21,17 +21,16 @@ from celery import states
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
 
 from ..signals import FAILED
+from ..upstream.decoding import decoded
 from ..upstream.results import (
     Results,
     StoredResult,
     chunks,
-    decoded,
     ready_results,
     ready_states,
     stored_result,
 )
 from . import claims
-from .brief import BRIEF_FIELDS, brief_records
 from .checked import Reader, header_in
 from .claims import new_token
 from .model import (
@@ -223,13 +222,6 @@ class RedisLedger(RedisTallies):
             lost=tuple(lost),
             damage=reader.damage,
         )
-
-    def overview(self) -> list[Record]:
-        fields = json.dumps(BRIEF_FIELDS)
-        read = (
-            (chunk, self._run_over("overview", fields, chunk)) for chunk in chunks(self.group_ids())
-        )
-        return [record for chunk, told in read for record in brief_records(chunk, told)]
 
     def signatures(self, group_id: str) -> bytes | None:
         record = self.key(group_id, ".chordguard")

@@ -11,8 +11,9 @@ from celery import states
 from kombu.utils.encoding import bytes_to_str
 
 from ..upstream.results import chunks
+from .brief import BRIEF_FIELDS, brief_records
 from .checked import Reader
-from .model import Ledger
+from .model import Ledger, Record
 from .scripts import ChordScripts
 from .tallies import ENDED, Tally
 
@@ -38,6 +39,13 @@ class RedisTallies(ChordScripts, Ledger):
                     tell = self._ended if len(told) == 1 else self._live
                     found[asked] = tell(group_id, *told)
         return found
+
+    def overview(self) -> list[Record]:
+        fields = json.dumps(BRIEF_FIELDS)
+        read = (
+            (chunk, self._run_over("overview", fields, chunk)) for chunk in chunks(self.group_ids())
+        )
+        return [record for chunk, told in read for record in brief_records(chunk, told)]
 
     def note(self, group_id: str, now: float, returned: int) -> int:
         """Note what workers without the patches have counted; return how many members failed."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, NamedTuple, TypeVar
@@ -20,7 +19,6 @@ __all__ = (
     "Results",
     "StoredResult",
     "chunks",
-    "decoded",
     "delete_expired",
     "forget_results",
     "meta_of",
@@ -216,44 +214,6 @@ def chunks(items: Sequence[T], size: int | None = None) -> Iterator[Sequence[T]]
     """Yield `items` in slices of a `size`, by default :data:`CHUNK`."""
     size = size or CHUNK
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def decoded(backend: Any, payloads: deque[Any]) -> Iterator[Any]:
-    """Yield what a backend's encoded `payloads` say, which are taken away as they are decoded.
-
-    One that cannot be decoded is left out.
-    """
-    while payloads:
-        portion = [payloads.popleft() for _ in range(min(CHUNK, len(payloads)))]
-        yield from _decoded_as_one(backend, portion) or _decoded_each(backend, portion)
-
-
-def _decoded_as_one(backend: Any, payloads: list[Any]) -> Sequence[Any]:
-    """Return what JSON arrays say, decoded as one array of them; nothing where that cannot be.
-
-    Celery and kombu take longer to find out how to decode a payload than to decode it.
-    """
-    if backend.content_type != "application/json" or not backends.decodes_as_celery(backend):
-        return ()
-    if not all(isinstance(each, bytes) and each[:1] + each[-1:] == b"[]" for each in payloads):
-        return ()
-    try:
-        values: Sequence[Any] = backend.decode(b"[%b]" % b",".join(payloads))
-    except OUTSIDE:
-        raise
-    except Exception:  # noqa: BLE001 - whatever was stored
-        return ()
-    return values if len(values) == len(payloads) else ()
-
-
-def _decoded_each(backend: Any, payloads: Iterable[Any]) -> Iterator[Any]:
-    for payload in payloads:
-        try:
-            yield backend.decode(payload)
-        except OUTSIDE:
-            raise
-        except Exception:  # noqa: BLE001, S112 - whatever was stored
-            continue
 
 
 def read_metas(backend: Any, task_ids: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
