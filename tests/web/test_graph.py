@@ -84,7 +84,7 @@ def test_picture_is_as_wide_as_a_phone_whatever_is_in_it(cluster, gate):
     result = stuck.waiting_chord(cluster, gate)
     found = examine(stuck.ledger_of(cluster), result.parent.id)
     deep = Node("task", "x" * 500)
-    for _ in range(12):
+    for _ in range(8):
         deep = Node("group", "group", children=(deep, deep), count=2)
     foot = Node("chain", "chain", children=(deep,) * 2)
     head = Node("group", "header", children=(Node("task", "a"),) * 300, count=300)

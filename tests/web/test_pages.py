@@ -63,7 +63,15 @@ def test_empty_ledger_is_well(cluster, browser):
 
 
 @BOTH
-@pytest.mark.parametrize("kind", ["member-lost", "part-lost", "ready-not-fired", "claim-expired"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "member-lost",
+        "part-lost",
+        pytest.param("ready-not-fired", marks=pytest.mark.nightly),
+        pytest.param("claim-expired", marks=pytest.mark.nightly),
+    ],
+)
 def test_stuck_chord_is_shown_with_what_a_repair_would_do(cluster, gate, browser, kind):
     way, _ = stuck.WAYS[kind]
     group_id = way(cluster, gate).parent.id

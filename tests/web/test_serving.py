@@ -65,7 +65,9 @@ def served(cluster, folder, *options, **env):
         process.wait()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.nightly)]
+)
 def test_page_is_served_until_it_is_stopped(cluster, tmp_path, number):
     with served(cluster, tmp_path) as page:
         assert page.address.startswith("http://127.0.0.1:")

@@ -66,7 +66,7 @@ def make(
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
         # The first page finds that somebody has begun to look.
-        pages.watch.look()
+        pages.watch.begin()
         yield
         pages.watch.close()
 

@@ -7,15 +7,17 @@ itself: where no page is open nothing is asked. Pages do not wait for it.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .. import masking
+from ..ledger.access import bounded_ledger
 from ..ledger.model import Ledger, Record
 from ..recovery.evidence import examine
 from ..recovery.kinds import UNKNOWN, Diagnosis
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from celery import Celery
 
 __all__ = ("Look", "Seen", "Watch")
+
+logger = logging.getLogger("chordguard")
 
 #: Seconds after which a look is old, at least and at most.
 LOOK_EVERY = 5.0
@@ -39,6 +43,8 @@ PERIODS = 4
 #: took.
 OVERVIEW_KEPT = 1.0
 OVERVIEW_TIMES = 5
+#: Seconds after which a page waits for another one.
+OVERVIEW_STALE = 10.0
 
 #: A diagnosis is shown again for so many times as long as it took, that of so many chords at most.
 EXAMINED_TIMES = 20
@@ -156,15 +162,23 @@ class Watch:
     def __init__(self, app: Celery) -> None:
         self.app = app
         self._look = Look()
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="chordguard-web")
+        self._executor = ThreadPoolExecutor(2, thread_name_prefix="chordguard-web")
         self._lock = threading.Lock()
         self._is_looking = False
         self._is_wanted_again = False
-        self._overview_lock = threading.Lock()
+        #: When the overview was read, how many seconds that took, and what it is.
         self._overview: tuple[float, float, list[Record]] = (0.0, 0.0, [])
+        #: Held while the overview is read for pages to come.
+        self._reading = threading.Lock()
+        #: How many times something was done.
+        self._acts = 0
         self._ended: OrderedDict[str, Seen] = OrderedDict()
         #: Until when a diagnosis is shown again, and the diagnosis.
         self._examined: dict[str, tuple[float, Diagnosis]] = {}
+
+    def begin(self) -> None:
+        """Have all read that the first page needs: first what it cannot do without."""
+        self._read_overview_soon(then=self.look_soon)
 
     def look(self) -> Look:
         """Return the last look; have the next one made if it is old."""
@@ -187,22 +201,51 @@ class Watch:
 
     def forget(self) -> None:
         """Read all anew: something was done."""
-        with self._overview_lock:
-            self._overview = (0.0, 0.0, [])
         with self._lock:
+            self._acts += 1
+            self._overview = (0.0, 0.0, [])
             self._examined.clear()
         self.look_soon()
 
     def overview(self, ledger: Ledger) -> tuple[list[Record], float]:
-        """Return how far all live chords are, and when that was read (Unix time)."""
-        with self._overview_lock:
-            taken, took, records = self._overview
-            if time.time() - taken > max(OVERVIEW_KEPT, OVERVIEW_TIMES * took):
-                started = time.time()
-                records = ledger.overview()
-                taken = time.time()
+        """Return how far all live chords are, and when that was read (Unix time).
+
+        What is a little old is shown again while it is read anew: pages do not wait for it.
+        """
+        taken, took, records = self._overview
+        age = time.time() - taken
+        if age > OVERVIEW_STALE:
+            return self._read_overview(ledger)
+        if age > max(OVERVIEW_KEPT, OVERVIEW_TIMES * took):
+            self._read_overview_soon()
+        return records, taken
+
+    def _read_overview(self, ledger: Ledger) -> tuple[list[Record], float]:
+        acts, started = self._acts, time.time()
+        records = ledger.overview()
+        taken = time.time()
+        with self._lock:
+            # What was read before something was done is old.
+            if acts == self._acts:
                 self._overview = (taken, taken - started, records)
-            return records, taken
+        return records, taken
+
+    def _read_overview_soon(self, then: Callable[[], None] = lambda: None) -> None:
+        def read() -> None:
+            try:
+                with bounded_ledger(self.app) as ledger:
+                    self._read_overview(ledger)
+            except Exception:
+                logger.debug("Cannot read the overview of chords", exc_info=True)
+            finally:
+                self._reading.release()
+                then()
+
+        if self._reading.acquire(blocking=False):
+            try:
+                self._executor.submit(read)
+            except RuntimeError:  # it is closed
+                self._reading.release()
 
     def examined(self, ledger: Ledger, group_id: str) -> Diagnosis:
         """Return the diagnosis of a chord, again for some time where it took long to find out."""
