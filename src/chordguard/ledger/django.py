@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from django.db.models import (
@@ -225,6 +226,10 @@ class DjangoLedger(DjangoRows, LedgerOfMembers):
         if not is_dated:
             self._write(self._chord(record.group_id), progressed=record.progressed)
         return record
+
+    def overview(self) -> list[Record]:
+        records = self.read_all(self.group_ids()).values()
+        return [replace(record, header=None, body=None) for record in records]
 
     def signatures(self, group_id: str) -> bytes | None:
         found = self._chord(group_id).values_list("signatures", flat=True)

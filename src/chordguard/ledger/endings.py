@@ -49,10 +49,14 @@ class Endings:
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
-        self._keep: dict[tuple[str, bool], tuple[Any, ...]] = {}
         ended = tables.ended
         self.forget = ended.delete().where(ended.c.ended < sa.bindparam("before"))
         self.read = self._read(tables.chord.c, ended.c)
+        self._keep = {
+            (dialect, is_small): self._removing(dialect, is_small)
+            for dialect in ("mariadb", "mysql", "postgresql", "sqlite")
+            for is_small in (True, False)
+        }
 
     def _read(self, chord: Any, ended: Any) -> Any:
         """Select the rows of chords by the ids of their headers, or of their bodies' results."""
@@ -89,10 +93,7 @@ class Endings:
             dialect: The database, as SQLAlchemy names it.
             is_small: Whether only a chord that has no counters is removed.
         """
-        key = (dialect, is_small)
-        if key not in self._keep:
-            self._keep[key] = self._removing(*key)
-        return self._keep[key]
+        return self._keep[dialect, is_small]
 
     def _removing(self, dialect: str, is_small: bool) -> tuple[Any, ...]:
         tables, chord = self._tables, self._tables.chord.c
@@ -112,10 +113,11 @@ class Endings:
         more = {n: sa.func.coalesce(self._counted(chord, n), 0) for n in ("returned", "failed")}
         return sa.select(
             *(chord.id, chord.body_id, chord.size),
-            sa.func.coalesce(chord.size, chord.returned + more["returned"]),
-            sa.func.coalesce(failures, chord.failed + more["failed"]),
+            sa.func.coalesce(chord.size, chord.returned + more["returned"], 0),
+            sa.func.coalesce(failures, chord.failed + more["failed"], 0),
             sa.bindparam("how", type_=sa.String),
-            chord.created,
+            # A row that is damaged may lack it.
+            sa.func.coalesce(chord.created, sa.bindparam("now", type_=_UNIX_TIME)),
             sa.bindparam("now", type_=_UNIX_TIME),
         )
 

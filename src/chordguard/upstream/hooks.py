@@ -74,7 +74,7 @@ def found(app: Celery) -> list[Hook]:
         kind, _ = backends.class_and_url(app)
     except Exception:  # noqa: BLE001 - `backends.why_unloadable` tells it
         return []
-    return list(_found(app, kind)) if backends.capabilities(kind).takes_chords else []
+    return list(_found(app, kind)) if backends.capabilities(kind).keeps_ledger else []
 
 
 def _found(app: Celery, kind: Any) -> Iterator[Hook]:

@@ -15,13 +15,14 @@ from chordguard.errors import CannotTell
 from chordguard.ledger.access import bounded_ledger, ledger_of, ledger_of_kind
 from chordguard.ledger.redis import RedisLedger
 from chordguard.ledger.sql import DatabaseLedger
+from chordguard.ledger.tables import DEFAULT_NAMES
 from tests import tasks as declared_tasks
 from tests.harness import UNLOCK, delete_keys, running_worker, wait_until
 
 #: Each chord has to end by its last part.
 pytestmark = pytest.mark.cluster(settings={"chord_unlock_first_delay": 300})
 
-TABLES = {"chordguard_chord", "chordguard_chord_counter", "chordguard_chord_member"}
+TABLES = {*DEFAULT_NAMES.values()}
 
 on = pytest.mark.parametrize
 #: Celery refuses chords there.

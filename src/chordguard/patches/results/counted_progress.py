@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...engine.patch import Defect, Patch
+from ...engine.patch import DJANGO, REDIS, SQL, Defect, Patch
 from ...errors import OUTSIDE
 from ...ledger.access import ledger_of
 from ...log import warn_once
@@ -18,6 +18,7 @@ from ...log import warn_once
 patch = Patch(
     "counted_progress",
     Defect("C11", "completed_count() of a chord's header reads every member's result"),
+    backends=(REDIS, SQL, DJANGO),
     needs_ledger=True,
 )
 
