@@ -66,6 +66,7 @@ NIGHTLY = [
     "fleets",
     "compat",
     "chaos",
+    "browser",
     "examples",
     "integration",
 ]

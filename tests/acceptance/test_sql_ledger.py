@@ -255,7 +255,7 @@ class TestCommand:
 
         execute(url, *statements(dialect))
 
-        assert sorted(sorted(DEFAULT_NAMES.values())) == sorted(tables(url))
+        assert sorted(DEFAULT_NAMES.values()) == sorted(tables(url))
         app = Celery("ddl", broker="memory://", backend=f"db+{url}", set_as_current=False)
         ledger = DatabaseLedger(app.backend)
         ledger.open("group", ["a", "b"], b"body", 0.0, None)

@@ -43,8 +43,9 @@ PERIODS = 4
 #: took.
 OVERVIEW_KEPT = 1.0
 OVERVIEW_TIMES = 5
-#: Seconds after which a page waits for another one.
+#: Seconds after which a page waits for another one; one that takes less is waited for at once.
 OVERVIEW_STALE = 10.0
+OVERVIEW_QUICK = 0.1
 
 #: A diagnosis is shown again for so many times as long as it took, that of so many chords at most.
 EXAMINED_TIMES = 20
@@ -210,11 +211,11 @@ class Watch:
     def overview(self, ledger: Ledger) -> tuple[list[Record], float]:
         """Return how far all live chords are, and when that was read (Unix time).
 
-        What is a little old is shown again while it is read anew: pages do not wait for it.
+        What takes long to read is shown again while it is read anew: pages do not wait for it.
         """
         taken, took, records = self._overview
-        age = time.time() - taken
-        if age > OVERVIEW_STALE:
+        age, is_quick = time.time() - taken, took < OVERVIEW_QUICK
+        if age > (OVERVIEW_KEPT if is_quick else OVERVIEW_STALE):
             return self._read_overview(ledger)
         if age > max(OVERVIEW_KEPT, OVERVIEW_TIMES * took):
             self._read_overview_soon()

@@ -80,6 +80,14 @@
 
   const is_used = (part) => part.matches(":hover") || (part.contains(document.activeElement) && document.activeElement !== document.body);
 
+  // What somebody uses, or sees first: that stays where it is when what is above it grows.
+  function anchor_in(parts) {
+    const used = parts.find(is_used);
+    const active = document.activeElement;
+    if (used) return used.querySelector(":is(tr, article):hover") ?? (used.contains(active) ? active : used);
+    return window.scrollY > 0 ? parts.find((part) => part.getBoundingClientRect().bottom > 0) : null;
+  }
+
   function show(text) {
     const next = new DOMParser().parseFromString(text, "text/html");
     const here = [...document.querySelectorAll("[data-live]")];
@@ -91,7 +99,10 @@
       main.replaceChildren(...next.getElementById("main").childNodes);
       if (is_inside) main.focus({ preventScroll: true });
     } else {
+      const anchor = anchor_in(here);
+      const before = anchor?.getBoundingClientRect().top;
       for (const part of here) morph(part, there.get(part.dataset.live), is_used(part));
+      if (anchor?.isConnected) window.scrollBy(0, anchor.getBoundingClientRect().top - before);
     }
     const tab = document.getElementById("tab-attention"), new_tab = next.getElementById("tab-attention");
     if (tab && new_tab) morph(tab, new_tab, false);
