@@ -190,9 +190,10 @@ def cleanup(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
         return
     delete_expired(backend, ledger.live_members())
     try:
-        before = time.time() - 2 * maybe_timedelta(backend.expires).total_seconds()
+        expires = maybe_timedelta(backend.expires).total_seconds()
+        before = time.time() - 2 * expires
         ledger.forget_abandoned(before, partial(_is_settled_later, backend.app))
-        ledger.forget_ended(time.time() - backend.expires.total_seconds())
+        ledger.forget_ended(time.time() - expires)
     except Exception:  # noqa: BLE001 - it is logged
         warn_once("Could not remove abandoned chords from the ledger")
 
