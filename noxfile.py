@@ -54,6 +54,8 @@ ENDS = (CELERIES[0], CELERIES[-1])
 
 #: What checks the accessibility of the page for operators.
 AXE_CORE = "axe-core@4.14.1"
+#: What draws the diagrams of the documentation.
+MERMAID = "mermaid@11.17.2"
 
 #: What `tests` runs: not the facts about Celery alone, nor the tests that take long. Those that do
 #: not depend on the Celery version run on the newest one.
@@ -315,6 +317,26 @@ def typing(session: nox.Session) -> None:
     groups = versions("typing", "test", celery_group(CELERIES[-1]))
     session.install("-e", ".[demo,metrics]", *groups)
     session.run("mypy", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation site in docs/_build/html; warnings are errors, links are checked."""
+    install_wheel(session, "docs", celery_group(CELERIES[-1]), extras="demo,metrics")
+    site = str(ROOT / "docs" / "_build" / "html")
+    shutil.rmtree(site, ignore_errors=True)
+    session.run("sphinx-build", "-q", "-W", "--keep-going", "-E", "docs", site, *session.posargs)
+    session.run("python", "docs/_ext/links.py", site)
+
+
+@nox.session
+def diagrams(session: nox.Session) -> None:
+    """Draw the diagrams of the site whose text has changed, with Chromium and Mermaid from npm."""
+    folder = Path(session.create_tmp())
+    script = folder / "node_modules" / "mermaid" / "dist" / "mermaid.min.js"
+    if not script.exists():
+        session.run("npm", "install", "--no-save", "--prefix", str(folder), MERMAID, external=True)
+    session.run("python", "docs/_ext/mermaid.py", str(script))
 
 
 @nox.session
