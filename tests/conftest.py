@@ -197,6 +197,7 @@ FOR_NEWEST = (
     "tests/acceptance/test_tolerant_chords.py::TestLongErrors",
     "tests/canvases/test_canvases.py::test_canvas_can_be_made_smaller",
     "tests/cli/",
+    "tests/docs/",
     "tests/monitoring/",
     "tests/unit/monitoring/",
     "tests/django/",

@@ -144,7 +144,7 @@ def backends_of(patch: Patch, defect: Defect) -> str:
 
 def room_of(patch: Patch) -> str:
     """Return the folder that a fix is in."""
-    return _modules()[patch.name].__name__.split(".")[-2]
+    return str(_modules()[patch.name].__name__).split(".")[-2]
 
 
 def fixes() -> str:

@@ -65,7 +65,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     from docutils import nodes
     from sphinx.util.docutils import SphinxDirective
 
-    class Mermaid(SphinxDirective):
+    class Mermaid(SphinxDirective):  # type: ignore[misc]
         has_content = True
 
         def run(self) -> list[nodes.Node]:

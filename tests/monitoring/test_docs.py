@@ -1,4 +1,4 @@
-"""docs/monitoring.md shows what there is to see."""
+"""The pages about monitoring show what is printed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from chordguard.monitoring.periodic import CHECK
 from tests.chords import stuck
 from tests.harness import ROOT
 
+#: It stands beside the site until monitor.md takes its place.
 TEXT = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
+PAGES = [TEXT, (ROOT / "docs" / "monitor.md").read_text(encoding="utf-8")]
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+def blocks(language, page):
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
 
 
 def shape(text):
@@ -45,14 +47,17 @@ def test_outputs_are_those_of_a_real_chord(chord, caplog):
     registry.register(ChordCollector(chord))
 
     chord.tasks[CHECK].apply(kwargs={"asks_workers": False}).get()
-    events, exposition = blocks("text")
     said = "\n".join(r.getMessage() for r in caplog.records if r.name == "chordguard.check")
 
-    (answer,) = blocks("json")
     given = health_check(chord, max_age=6 * 3600)
-    assert shape(json.dumps(json.loads(answer))) == shape(json.dumps(given))
-    assert shape(events) == shape(f"{said}\n")
-    assert shape(exposition) == shape(generate_latest(registry).decode())
+    exposed = generate_latest(registry).decode()
+
+    for page in PAGES:
+        events, exposition = blocks("text", page)
+        (answer,) = blocks("json", page)
+        assert shape(json.dumps(json.loads(answer))) == shape(json.dumps(given))
+        assert shape(events) == shape(f"{said}\n")
+        assert shape(exposition) == shape(exposed)
 
 
 def test_every_metric_has_a_row_and_no_other():
@@ -68,7 +73,7 @@ def test_outcomes_are_named():
 
 
 def test_examples_in_python_compile():
-    for block in blocks("python"):
+    for block in blocks("python", TEXT):
         compile(block, "docs/monitoring.md", "exec")
 
 
