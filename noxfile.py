@@ -240,9 +240,10 @@ def browser(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("celery", ENDS)
 def examples(session: nox.Session, celery: str) -> None:
-    """Run the examples for Django, FastAPI, Kubernetes and Grafana against real chords."""
+    """Run the examples with real servers, real workers and real chords."""
     install_wheel(session, "test", "examples", celery_group(celery))
-    session.run("python", "-m", "pytest", "tests/monitoring/test_examples.py", *session.posargs)
+    tests = ("tests/monitoring/test_examples.py", "tests/docs/test_examples.py")
+    session.run("python", "-m", "pytest", *tests, *session.posargs)
 
 
 @nox.session

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import chordguard
 from tests.harness import ROOT
-from tests.servers import Redis, ServerAbsent
+from tests.servers import KINDS, PostgreSQL, Redis, ServerAbsent, Servers
 
 if not (ROOT / "docs" / "conf.py").exists():
     collect_ignore_glob = ["*"]
@@ -36,3 +36,15 @@ def here() -> dict[str, str]:
     package = str(Path(chordguard.__file__).parents[1])
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {"PATH": path, "PYTHONPATH": package, "C_FORCE_ROOT": "1"}
+
+
+@pytest.fixture
+def database(servers: Servers, require: Callable[..., None]) -> Iterator[str]:
+    """The address of an empty PostgreSQL database."""
+    require("postgresql")
+    kind = KINDS["postgresql"]
+    assert isinstance(kind, PostgreSQL)
+    server = servers.get("postgresql")
+    url = kind.create_database(server)
+    yield url
+    kind.drop_database(server, url)

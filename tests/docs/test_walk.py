@@ -12,7 +12,7 @@ import pytest
 from tests.docs.pages import section, source_of
 from tests.docs.walk import walking
 from tests.harness import ROOT
-from tests.servers import KINDS, PostgreSQL, free_port
+from tests.servers import free_port
 
 START = source_of("start.md")
 
@@ -23,18 +23,6 @@ def test_the_first_section_with_the_packages_of_this_environment(tmp_path, own_r
         walk.follow(section(START, "Redis"))
 
     assert "python run.py" in walk.done
-
-
-@pytest.fixture
-def database(servers, require):
-    """The address of an empty PostgreSQL database."""
-    require("postgresql")
-    kind = KINDS["postgresql"]
-    assert isinstance(kind, PostgreSQL)
-    server = servers.get("postgresql")
-    url = kind.create_database(server)
-    yield url
-    kind.drop_database(server, url)
 
 
 @pytest.fixture
