@@ -162,11 +162,11 @@ def fixes() -> str:
 def _index() -> str:
     rows = sorted(
         (
-            (defect.id, sentence(defect.symptom), f"[`{patch.name}`](#{anchor(patch.name)})")
+            (f"[{defect.id}](#{anchor(patch.name)})", sentence(defect.symptom), code(patch.name))
             for patch in registry.values()
             for defect in patch.defects
         ),
-        key=lambda row: (row[0][0], int(re.findall(r"\d+", row[0])[0]), row),
+        key=lambda row: (row[0][1], int(re.findall(r"\d+", row[0])[0]), row),
     )
     return table(("Defect", "What you see", "Fix"), rows)
 
@@ -240,12 +240,22 @@ def _setting(setting: declared.Setting) -> str:
     default = f"the value of Celery's `{setting.default_from}`"
     if not setting.default_from:
         default = code(repr(setting.default).replace("'", '"'))
-    rows = (
-        ("Default", default),
-        ("Valid", setting.valid),
-        ("In Django", code(f"CELERY_{setting.name.upper()}")),
+    facts = (
+        f"Default: {default}",
+        f"Valid: {values(setting.valid)}",
+        f"In Django: `CELERY_{setting.name.upper()}`",
     )
-    return "\n\n".join((f"### {setting.name}", sentence(setting.meaning), table(("", ""), rows)))
+    facts_listed = "\n".join(f"- {fact}" for fact in facts)
+    return f"### {setting.name}\n\n{values(sentence(setting.meaning))}\n\n{facts_listed}"
+
+
+def values(text: str) -> str:
+    """Return a line with the values in it in code font."""
+    return re.sub(r"'(\w+)'|(?<![\w`'])(True|False|None)(?![\w`'])", _value, text)
+
+
+def _value(found: re.Match[str]) -> str:
+    return code(f'"{found[1]}"' if found[1] else found[2])
 
 
 def switches() -> str:
@@ -272,11 +282,7 @@ def commands() -> str:
 
 
 def _command(name: str, command: click.Command) -> str:
-    arguments = [
-        param.make_metavar(click.Context(command))
-        for param in command.params
-        if isinstance(param, click.Argument)
-    ]
+    arguments = [each.metavar or "" for each in command.params if isinstance(each, click.Argument)]
     rows = [_option(param) for param in command.params if isinstance(param, click.Option)]
     usage = " ".join([name, *arguments])
     parts = [f"### {name}", f"Usage: `{usage}`" if arguments else "", prose(command.help)]
@@ -288,7 +294,8 @@ def _option(option: click.Option) -> tuple[str, str]:
     names = ", ".join(map(code, option.opts + option.secondary_opts))
     value = "" if option.is_flag else f" {code(option.metavar or option.type.name.upper())}"
     default = f" Default: `{option.default}`." if option.show_default else ""
-    return f"{names}{value}", f"{sentence(option.help or '')}{default}"
+    meaning = sentence(option.help) if option.help else ""
+    return f"{names}{value}", f"{meaning}{default}".strip()
 
 
 def exits() -> str:
@@ -317,15 +324,17 @@ def answers() -> str:
 
 
 def _fields(fields: dict[str, Any], required: Iterable[str]) -> str:
-    rows = (
-        (
+    headers = ["Field", "Type", "Meaning"]
+    rows = [
+        [
             code(name) + ("" if name in required else " (optional)"),
             _type(field),
             sentence(field["description"]) if "description" in field else "",
-        )
+        ]
         for name, field in fields.items()
-    )
-    return table(("Field", "Type", "Meaning"), rows)
+    ]
+    width = 3 if any(row[2] for row in rows) else 2
+    return table(headers[:width], (row[:width] for row in rows))
 
 
 def _type(field: dict[str, Any]) -> str:

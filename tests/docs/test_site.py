@@ -115,7 +115,7 @@ def test_the_index_of_defects_names_each():
 
     assert Counter(
         (defect.id, patch.name) for patch in registry.values() for defect in patch.defects
-    ) == Counter((row[0], row[2].split("`")[1]) for row in table)
+    ) == Counter((row[0].split("]")[0][1:], *codes(row[2])) for row in table)
 
 
 def test_every_fix_has_a_place_where_it_acts():
