@@ -323,7 +323,7 @@ def typing(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation site in docs/_build/html; warnings are errors, links are checked."""
-    install_wheel(session, "docs", celery_group(CELERIES[-1]), extras="demo,metrics")
+    install_wheel(session, "docs", celery_group(CELERIES[-1]), extras="demo,django,metrics,web")
     site = str(ROOT / "docs" / "_build" / "html")
     shutil.rmtree(site, ignore_errors=True)
     session.run("sphinx-build", "-q", "-W", "--keep-going", "-E", "docs", site, *session.posargs)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs import run_page
-from tests.docs.pages import DOCS, section, source_of
+from tests.docs.pages import DOCS, PAGES, section, source_of
 from tests.docs.walk import walking
 
 START = source_of("start.md")
@@ -26,7 +26,13 @@ def project(tmp_path_factory, own_redis, here):
         yield folder, walk.env
 
 
-@pytest.mark.parametrize("page", ["tolerant.md", "operate.md", "monitor.md"])
+#: Pages whose examples are run here.
+RUN = ["backends.md", "monitor.md", "operate.md", "progress.md", "tolerant.md", "web.md"]
+#: Others, with the tests that follow them.
+FOLLOWED = {"start.md": "test_walk.py", "django.md": "tests/django/test_startproject.py"}
+
+
+@pytest.mark.parametrize("page", RUN)
 def test_python_of_a_page_runs(page, project):
     folder, env = project
     done = subprocess.run(
@@ -44,10 +50,8 @@ def test_python_of_a_page_runs(page, project):
     assert f"{shown} blocks" in done.stdout
 
 
-def test_all_other_python_is_followed_as_files():
-    pages = {"tolerant.md", "operate.md", "monitor.md", "start.md", "changelog.md"}
-    others = {path.name for path in DOCS.glob("*.md")} - pages - {"operators.md", "monitoring.md"}
+def test_python_of_every_page_is_run_or_followed():
+    with_python = {page for page in PAGES if re.search(r"^```py", source_of(page), re.M)}
 
-    assert set() == {page for page in others if re.search(r"^```py", source_of(page), re.M)}
-    python = re.findall(r"^```python\n(.*?)\n", START, re.M)
-    assert all(line.startswith("# proj/") for line in python)
+    assert {*RUN, *FOLLOWED} == with_python
+    assert all(line.startswith("# proj/") for line in re.findall(r"^```python\n(.*)", START, re.M))

@@ -34,15 +34,15 @@ CONTEXT = click.Context(main)
 COMMANDS = {name: main.get_command(CONTEXT, name) for name in main.list_commands(CONTEXT)}
 
 #: Options of other programs that the pages call.
-OTHER_OPTIONS = {"--loglevel"}
+OTHER_OPTIONS = {"--loglevel", "--database"}
 
 #: Where a name in code font may come from, beside the public ones.
 NAMESPACES = (
     *(builtins, celery, celery.canvas, celery.exceptions, celery.result),
-    *(celery.Celery, celery.result.AsyncResult),
+    *(celery.Celery, celery.result.AsyncResult, celery.result.GroupResult),
 )
 #: Names of Celery, redis-py and Prometheus that are in none of these.
-OTHER_NAMES = {"RedisBackend", "Backend", "Task"}
+OTHER_NAMES = {"RedisBackend", "Backend", "Task", "TaskResult"}
 
 
 def codes(text):
