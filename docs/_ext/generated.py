@@ -55,6 +55,43 @@ ROOMS = {
     "worker": "What a worker does around a task",
 }
 
+#: Where a defect is reported upstream, by its id: repository and number.
+ISSUES = {
+    "A1": ("celery#1881", "celery#3709"),
+    "A2": ("celery#1988",),
+    "A4": ("celery#6792",),
+    "A5": ("celery#8786",),
+    "A6": ("celery#9674",),
+    "A7": ("celery#3396",),
+    "A8": ("celery#3709",),
+    "A13": ("celery#2132",),
+    "B1": ("celery#7285",),
+    "B3": ("celery#8182",),
+    "B4": ("celery#4412",),
+    "B5": ("celery#6115",),
+    "B6": ("celery#3363",),
+    "B7": ("celery#2911",),
+    "B8": ("celery#5237",),
+    "B9": ("celery#1857",),
+    "B12": ("celery#9909",),
+    "B18": ("celery#2952",),
+    "C1": ("celery#1544",),
+    "C3": ("celery#1700",),
+    "C4": ("celery#6685",),
+    "C5": ("celery#4337",),
+    "C7": ("celery#5349",),
+    "C9": ("celery#10477",),
+    "C10": ("celery#1803",),
+    "C11": ("celery#10514",),
+    "D1": ("celery#4660",),
+    "D2": ("celery#461",),
+    "D10": ("celery#7851",),
+    "E1": ("celery#4575",),
+    "J1": ("django-celery-results#397",),
+    "J4": ("django-celery-results#183",),
+    "J6": ("django-celery-results#413",),
+}
+
 #: The words for the exit statuses.
 EXIT_STATUSES = {
     calling.HEALTHY: "healthy: the command did its work and found no problem",
@@ -178,6 +215,7 @@ def _entry(patch: Patch) -> str:
             sentence(defect.symptom),
             versions_of(defect.since, defect.until),
             backends_of(patch, defect),
+            ", ".join(map(reported, ISSUES.get(defect.id, ()))) or "-",
         )
         for defect in patch.defects
     )
@@ -186,10 +224,17 @@ def _entry(patch: Patch) -> str:
         (
             f"### {patch.name}",
             prose(_modules()[patch.name].__doc__),
-            table(("Defect", "What you see", "Celery", "Result backend"), rows),
+            table(("Defect", "What you see", "Celery", "Result backend", "Reported as"), rows),
             f"Switch: `{patch.setting}`, default {default}.{_driver(patch)}",
         )
     )
+
+
+def reported(name: str) -> str:
+    """Return a link to an issue: ``celery#1`` is in celery/celery."""
+    repository, _, number = name.partition("#")
+    shown = f"#{number}" if repository == "celery" else name
+    return f"[{shown}](https://github.com/celery/{repository}/issues/{number})"
 
 
 def _driver(patch: Patch) -> str:

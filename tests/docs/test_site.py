@@ -14,7 +14,15 @@ import celery.result
 import click
 import pytest
 from docs._ext import mermaid
-from docs._ext.generated import EXIT_STATUSES, MARK, MODULES, anchor, public_names, versions_of
+from docs._ext.generated import (
+    EXIT_STATUSES,
+    ISSUES,
+    MARK,
+    MODULES,
+    anchor,
+    public_names,
+    versions_of,
+)
 
 from chordguard import settings, signals
 from chordguard.__main__ import main
@@ -108,6 +116,10 @@ def test_every_fix_has_an_entry_with_its_defects_and_no_other():
             (defect.id, versions_of(defect.since, defect.until)) for defect in patch.defects
         ] == [(row[0], row[2]) for row in table]
         assert f"Switch: `{patch.setting}`" in entries[name]
+
+
+def test_only_defects_that_exist_are_reported():
+    assert set(ISSUES) <= {defect.id for patch in registry.values() for defect in patch.defects}
 
 
 def test_the_index_of_defects_names_each():
