@@ -29,6 +29,8 @@ DOCS = Path(__file__).parents[1]
 PICTURES = DOCS / "diagrams"
 #: The names of its program.
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
+#: A diagram is as wide as it was drawn, and shrinks with its page to a size that can be read.
+SIZE = 'style="width: {width}px; min-width: min({width}px, 36rem)"'
 BLOCK = re.compile(r"^```mermaid\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 PAGE = """<!doctype html><meta charset="utf-8"><body><pre id="out"></pre>
@@ -116,7 +118,12 @@ def themed(svg: str, text: str) -> str:
     start, rest = svg.split(">", 1)
     start = re.sub(r'\s(aria-\w+|style|class|role|width|height)="[^"]*"', "", start)
     svg = f"{start}>{rest}"
-    svg = svg.replace("<svg", f'<svg class="diagram" role="img" aria-label="{title}"', 1)
+    width = round(float(re.findall(r'viewBox="\S+ \S+ (\S+) ', svg)[0]))
+    svg = svg.replace(
+        "<svg",
+        f'<svg class="diagram" role="img" aria-label="{title}" {SIZE.format(width=width)}',
+        1,
+    )
     head = f"<title>{title}</title><desc>{description}</desc>"
     return svg.replace(">", f">{head}", 1) + "\n"
 
