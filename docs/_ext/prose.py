@@ -1,12 +1,15 @@
 """Check prose for words that an engineer would not say to a colleague.
 
-``python docs/_ext/prose.py FILE...`` prints each with what to write instead. Code is not checked.
+``python docs/_ext/prose.py FILE...`` prints each with what to write instead. Of a Python file the
+comments, docstrings and texts are checked; in all files what is in code font or in a block is not.
 """
 
 from __future__ import annotations
 
+import io
 import re
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,11 +69,22 @@ def findings(text: str) -> Iterator[tuple[int, str, str]]:
                 yield number, found[0], instead
 
 
+def in_python(source: str) -> str:
+    """Return the comments and strings of a Python file; each line keeps its number."""
+    lines = [""] * (source.count("\n") + 2)
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in (tokenize.COMMENT, tokenize.STRING):
+            for number, line in enumerate(token.string.splitlines(), token.start[0]):
+                lines[number - 1] += f" {line}"
+    return "\n".join(lines)
+
+
 def main(names: list[str]) -> int:
     """Print what is found in the files; return the exit status."""
     is_found = False
     for name in names:
-        for number, word, instead in findings(Path(name).read_text(encoding="utf-8")):
+        text = Path(name).read_text(encoding="utf-8")
+        for number, word, instead in findings(in_python(text) if name.endswith(".py") else text):
             print(f"{name}:{number}: {word!r}: write {instead}")
             is_found = True
     return int(is_found)

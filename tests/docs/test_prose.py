@@ -62,6 +62,15 @@ def test_code_is_no_prose_and_lines_keep_their_numbers(tmp_path, capsys):
     assert f"{path}:7: 'tells'" in capsys.readouterr().out
 
 
+def test_comments_and_texts_of_python_are_checked(tmp_path, capsys):
+    path = tmp_path / "module.py"
+    path.write_text('"""It tells.\n\nAnd mends `tell`.\n"""\ntells = look_at("x")  # somebody\n')
+
+    assert 1 == main([str(path)])
+    found = [line.split(":")[1:3] for line in capsys.readouterr().out.splitlines()]
+    assert [["1", " 'tells'"], ["3", " 'mends'"], ["5", " 'somebody'"]] == found
+
+
 def test_pages_are_clean(capsys):
     code = main([str(DOCS / page) for page in PAGES if page != "changelog.md"])
 
