@@ -24,8 +24,6 @@ extensions = [
     "docs._ext.mermaid",
 ]
 exclude_patterns = ["_build", "_ext", "diagrams", "pictures"]
-# Until the pages take their place, these two stand beside the site.
-exclude_patterns += ["operators.md", "monitoring.md"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_fence_as_directive = ["mermaid"]

@@ -1,4 +1,4 @@
-"""A project made with `startproject`, in which the README is followed literally."""
+"""A project made with `startproject`, in which the pages are followed literally."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from tests.harness import ROOT, delete_keys, wait_until
 
 pytestmark = [pytest.mark.alone, pytest.mark.newest]
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+START, DJANGO = (
+    (ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("start.md", "django.md")
+)
 
 TASKS = """
 from celery import shared_task
@@ -137,10 +139,9 @@ print("checked")
 """
 
 
-def code_of(section, language, first=""):
-    """Return a block of code of a section of the README that begins with `first`."""
-    text = README.split(f"\n{section}\n", 1)[1]
-    found = re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+def code_of(page, language, first=""):
+    """Return the first block of code of a page that has `first`."""
+    found = re.findall(rf"^```{language}\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     return next(block for block in found if first in block)
 
 
@@ -154,10 +155,10 @@ class Project:
             "DJANGO_SETTINGS_MODULE": "proj.settings",
         }
         self.run("-m", "django", "startproject", "proj", ".", env=os.environ)
-        self.write("celery.py", code_of("Django, in `proj/celery.py`:", "python"))
+        self.write("celery.py", code_of(START, "python", "# proj/celery.py"))
         self.write("__init__.py", "from .celery import app as celery_app\n")
         self.write("tasks.py", TASKS)
-        settings = code_of("## Django", "python", "INSTALLED_APPS")
+        settings = code_of(DJANGO, "python", "INSTALLED_APPS")
         self.write(
             "settings.py",
             (folder / "proj/settings.py").read_text()
@@ -230,7 +231,7 @@ def wait_until_ready(project):
 class TestMigrated:
     @pytest.fixture(autouse=True)
     def migrated(self, project):
-        commands = code_of("## Django", "console", "migrate").splitlines()
+        commands = code_of(DJANGO, "console", "migrate").splitlines()
         for command in commands:
             assert command.startswith("$ python manage.py ")
         assert "chordguard.W006" in project.manage("check", "--database", "default")

@@ -10,12 +10,7 @@ from tests.harness import ROOT
 
 DOCS = ROOT / "docs"
 
-#: These stand beside the site until the pages take their place.
-OTHERS = {"operators.md", "monitoring.md"}
-
-PAGES = sorted(
-    path.name for path in DOCS.glob("*.md") if path.name not in OTHERS and path.name[0] != "_"
-)
+PAGES = sorted(path.name for path in DOCS.glob("*.md"))
 
 _FENCE = re.compile(r"^(`{3,})(.*?)\n(.*?)^\1$", re.DOTALL | re.MULTILINE)
 

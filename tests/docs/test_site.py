@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import importlib
 import re
@@ -13,7 +14,7 @@ import celery.exceptions
 import celery.result
 import click
 import pytest
-from docs._ext import mermaid
+from docs._ext import mermaid, terminal
 from docs._ext.generated import (
     EXIT_STATUSES,
     ISSUES,
@@ -24,7 +25,7 @@ from docs._ext.generated import (
     versions_of,
 )
 
-from chordguard import settings, signals
+from chordguard import failures, settings, signals
 from chordguard.__main__ import main
 from chordguard.cli import calling
 from chordguard.ledger.tables import DEFAULT_NAMES
@@ -32,6 +33,7 @@ from chordguard.metrics import COUNTED, GAUGES
 from chordguard.patches import registry
 from chordguard.recovery.kinds import KINDS
 from tests.docs.pages import PAGES, blocks, calls, section, sentences, source_of, text_of
+from tests.harness import ROOT
 
 TEXTS = {page: text_of(page) for page in PAGES}
 #: The changelog has a test of its own, and tells of what was.
@@ -265,14 +267,37 @@ def test_only_names_that_exist_are_in_code_font():
 
 
 def test_no_sentence_stands_twice():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     found = Counter(
         sentence
-        for text in WRITTEN.values()
+        for text in (readme, *WRITTEN.values())
         for sentence in sentences(MARK.sub("", text))
         if len(sentence.split()) >= 5
     )
 
     assert [] == [sentence for sentence, count in found.items() if count > 1]
+
+
+def test_the_record_is_shown_with_all_its_keys():
+    (shown,) = (
+        ast.literal_eval(block.text)
+        for block in blocks(WRITTEN["tolerant.md"], "python")
+        if failures.MARKER in block.text
+    )
+
+    class Failure:
+        task_id = shown["task_id"]
+        state = shown["state"]
+        value = ZeroDivisionError("division by zero")
+
+    assert list(shown.items()) == list(failures.record_of(Failure(), shown["index"]).items())
+
+
+def test_the_picture_of_the_readme_shows_what_the_page_shows():
+    svg = terminal.PICTURE.read_text(encoding="utf-8")
+
+    assert terminal.words_in(svg)[-len(terminal.shown().split()) :] == terminal.shown().split()
+    assert not re.search(r"(url\(|href=|src=).?https?:", svg)
 
 
 def test_every_diagram_has_its_picture_and_no_other():

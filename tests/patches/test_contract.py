@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -160,13 +159,6 @@ class TestNames:
         assert patch.defects
         assert all(defect.symptom for defect in patch.defects)
         assert patch.targets or patch.task_targets
-
-    def test_readme_lists_it(self, patch):
-        readme = (ROOT / "README.md").read_text()
-
-        (row,) = re.findall(rf"^\| `{patch.name}` \|.*$", readme, re.MULTILINE)
-        assert row.endswith(f"| `{patch.setting}` |")
-        assert [] == [id_ for id_ in patch.ids if id_ not in row]
 
 
 @every_patch_here
