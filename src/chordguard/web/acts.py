@@ -20,6 +20,8 @@ from .text import clean, clock
 if TYPE_CHECKING:
     from celery import Celery
 
+    from .watch import Watch
+
 __all__ = ("ACTS", "Act", "Acts")
 
 logger = logging.getLogger("chordguard")
@@ -62,10 +64,12 @@ class Acts:
 
     Arguments:
         app: A Celery app with the patches.
+        watch: Remembers the chords that are acted on, which may end before it looks at them.
     """
 
-    def __init__(self, app: Celery) -> None:
+    def __init__(self, app: Celery, watch: Watch) -> None:
         self._app = app
+        self._watch = watch
         self._lock = threading.Lock()
         self._done: deque[Act] = deque(maxlen=KEPT)
 
@@ -98,6 +102,7 @@ class Acts:
         (chord,) = survey(self._app, [group_id], is_asking=is_asking).chords
         if chord.found.record is None:
             return False, "not done: the ledger does not know it any more, it may have ended"
+        self._watch.remember(chord.found)
         if name == "repair":
             return self._repair(chord, shown)
         if name == "revoke":

@@ -102,7 +102,7 @@ class Pages:
         self.app = app
         self.guard = guard
         self.watch = Watch(app)
-        self.acts = Acts(app)
+        self.acts = Acts(app, self.watch)
         self._templates = _templates()
 
     def looking(self, page: Callable[[Request], Response]) -> Callable[[Request], Response]:
