@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,8 +28,6 @@ __all__ = (
     "required_ledger",
 )
 
-UNREACHABLE = "Cannot reach the ledger; Celery alone counts or polls chords until it is back"
-
 
 def ledger_of(backend: Any, *, asked: bool = True, is_read: bool = False) -> Any:
     """Return the ledger of an app; None where there is none, or it cannot be used now.
@@ -39,13 +37,7 @@ def ledger_of(backend: Any, *, asked: bool = True, is_read: bool = False) -> Any
         asked: Whether the setting ``chord_ledger`` decides.
         is_read: Whether it is enough that the ledger can be read.
     """
-    try:
-        return ledger_on(backend, asked=asked, is_read=is_read)
-    except OUTSIDE:
-        raise
-    except Exception:  # noqa: BLE001 - it is logged
-        warn_once(UNREACHABLE)
-        return None
+    return _or_none(lambda: ledger_on(backend, asked=asked, is_read=is_read))
 
 
 def ledger_on(backend: Any, *, asked: bool = True, is_read: bool = False) -> Any:
@@ -61,13 +53,7 @@ def ledger_beside(backend: Any, *, asked: bool = True, is_read: bool = False) ->
     Where the app's ledger has a store of its own, that is one for the chords which are not in it:
     those that a process without the setting has started.
     """
-    try:
-        return ledger_beside_on(backend, asked=asked, is_read=is_read)
-    except OUTSIDE:
-        raise
-    except Exception:  # noqa: BLE001 - it is logged
-        warn_once(UNREACHABLE)
-        return None
+    return _or_none(lambda: ledger_beside_on(backend, asked=asked, is_read=is_read))
 
 
 def ledger_beside_on(backend: Any, *, asked: bool = True, is_read: bool = False) -> Any:
@@ -75,6 +61,17 @@ def ledger_beside_on(backend: Any, *, asked: bool = True, is_read: bool = False)
     if asked and not settings.get(backend.app, "chord_ledger"):
         return None
     return _usable(_beside(backend), is_read)
+
+
+def _or_none(find: Callable[[], Any]) -> Any:
+    """Return the ledger that is found; None where it cannot be reached."""
+    try:
+        return find()
+    except OUTSIDE:
+        raise
+    except Exception:  # noqa: BLE001 - it is logged
+        warn_once("Cannot reach the ledger; Celery alone counts or polls chords until it is back")
+        return None
 
 
 def _usable(ledger: Any, is_read: bool) -> Any:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
-__all__ = ("by_number", "how_many", "known", "note", "number_of", "rows")
+__all__ = ("Counted", "by_number", "how_many", "known", "note", "number_of", "rows")
 
 #: With fewer members a chord is counted on its own row.
 LARGE = 128
@@ -21,6 +22,23 @@ LARGE = 128
 #: With how many members of a chord a counter is added, and how many counters there are at most.
 MEMBERS_FOR_EACH = 16
 MOST = 256
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a part did to its chord.
+
+    Attributes:
+        is_claimed: Whether it was the last one, and claimed the chord.
+        header: The members' ids then, packed.
+        is_full: Whether it may have been the last one, as far as its counter tells.
+        is_known: Whether there is such a chord.
+    """
+
+    is_claimed: bool = False
+    header: Any = None
+    is_full: bool = False
+    is_known: bool = True
 
 
 def how_many(size: int) -> int:

@@ -15,8 +15,6 @@ from ..log import mark_reported
 from ..upstream import sessions, stores
 from ..upstream.database import create_tables, is_refusal, with_retries
 from . import rights
-from .model import Record
-from .rows import record_of_row
 from .tables import DIALECTS, Tables
 
 __all__ = ("LedgerDatabase",)
@@ -104,9 +102,6 @@ class LedgerDatabase:
                 raise
             return _reason(exc)
         return None
-
-    def overview(self) -> list[Record]:
-        return [record_of_row(row)[0] for row in self._select(self.tables.read_overview, {})]
 
     def _read(self, statement: Any, group_id: str) -> list[tuple[Any, ...]]:
         return self._select(statement, {"chord": group_id})

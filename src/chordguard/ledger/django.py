@@ -13,8 +13,7 @@ transactions do so in that order. A retry of a whole transaction is an attempt o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from django.db.models import (
@@ -30,33 +29,21 @@ from django.db.models import (
     Value,
 )
 
-from ..errors import OUTSIDE
 from ..upstream import django as upstream
 from ..upstream.results import chunks
 from . import claims, counters
-from .checked import header_in, in_a_line
+from .checked import header_in
 from .claims import new_token
 from .django_rows import DjangoRows, is_free
-from .members import LedgerOfMembers
 from .model import ChordUnknown, Claim, Part, Record
 from .packing import Header, joined, leaf_ids, pack
-from .rows import record_of_row, tell_of_rows
-from .tallies import End, Tally
+from .rows import LedgerOfRows, record_of_row
+from .tallies import End
 
 __all__ = ("DjangoLedger",)
 
-#: What :func:`.rows.record_of_row` reads of a chord's row.
-_COLUMNS = (
-    *("id", "size", "created", "claimed_until", "header", "body"),
-    *("returned", "failed", "progressed"),
-)
 
-
-#: For how many ids one statement tells how far chords are; it names each four times.
-TALLIES = 200
-
-
-class DjangoLedger(DjangoRows, LedgerOfMembers):
+class DjangoLedger(DjangoRows, LedgerOfRows):
     """The live chords of one project.
 
     Arguments:
@@ -64,6 +51,8 @@ class DjangoLedger(DjangoRows, LedgerOfMembers):
 
     Its methods raise what Django raises, after retries.
     """
+
+    tallies_at_once = 200
 
     @property
     def has_safety_net(self) -> bool:
@@ -104,22 +93,8 @@ class DjangoLedger(DjangoRows, LedgerOfMembers):
 
         self._retried(open_chord)
 
-    def reopen(self, *_: Any) -> bool:
-        return False  # without its row there is nothing that a part is counted on
-
-    def set_header(self, group_id: str, header: Header) -> None:
-        self._write_header(group_id, header, is_all=True)
-
-    def add(self, group_id: str, header: Header) -> bool:
-        return self._write_header(group_id, header, is_all=False)
-
-    def _write_header(self, group_id: str, more: Header, *, is_all: bool) -> bool:
-        """Join members to the header of a live chord; return False when there is none.
-
-        `is_all`: whether they are all that were not known.
-        """
-
-        def write_header() -> bool:
+    def write_header(self, group_id: str, more: Header, *, is_all: bool) -> bool:
+        def write() -> bool:
             now = time.time()
             with self._transaction():
                 chord = self._chord(group_id)
@@ -134,16 +109,15 @@ class DjangoLedger(DjangoRows, LedgerOfMembers):
                 changes: dict[str, Any] = {"header": pack(header)}
                 if number:
                     self._expect_more(group_id, ids - set(leaf_ids(known)), number)
-                elif size is None and is_all and self._how_many(ids):
+                elif size is None and is_all and (number := self._how_many(ids)):
                     done = self._members(group_id).values_list("task_id", flat=True)
-                    number = self._how_many(ids)
                     self._insert_counters(group_id, ids, number, list(done))
                     changes.update(counters=number, returned=0)
                 changes["size"] = len(ids) if is_all or size is not None else None
                 chord.update(**changes)
             return True
 
-        return self._retried(write_header)
+        return self._retried(write)
 
     def count(self, group_id: str, part: Part, token: str | None = None) -> Claim | None:
         token = token or new_token()
@@ -192,44 +166,34 @@ class DjangoLedger(DjangoRows, LedgerOfMembers):
     def group_ids(self) -> list[str]:
         return self._retried(lambda: list(self.chords().values_list("pk", flat=True)))
 
-    def read_all(self, group_ids: Sequence[str]) -> dict[str, Record]:
-        found: dict[str, Record] = {}
-        for chunk in chunks(group_ids):
-            for row in self._read_rows(chunk):
-                record = row if isinstance(row, Record) else self._record(row)
-                found[record.group_id] = record
-        return found
+    @property
+    def unreachable(self) -> tuple[type[Exception], ...]:
+        return upstream.errors()
 
-    def _read_rows(self, group_ids: Sequence[str]) -> Iterator[tuple[Any, ...] | Record]:
-        """Yield the rows of chords; for one that cannot be decoded a damaged record."""
+    def rows_of(self, group_ids: Sequence[str]) -> list[tuple[Any, ...]]:
+        return self._records("header", "body", pk__in=group_ids)
+
+    def overview(self) -> list[Record]:
+        nothing = Value(None, output_field=CharField())
+        return [record_of_row(row)[0] for row in self._records(nothing, nothing)]
+
+    def _records(self, header: Any, body: Any, **condition: Any) -> list[tuple[Any, ...]]:
+        """Return what :func:`.rows.record_of_row` reads of chords that meet a condition."""
+        columns = ("id", "size", "created", "claimed_until", header, body)
+        counted = ("returned", "failed", "progressed", *self._added())
+        rows = self.chords().filter(**condition).values_list(*columns, *counted)
+        return self._retried(lambda: list(rows.all()))
+
+    def _added(self) -> list[Any]:
+        """Return what the counters of a chord, if it has some, add to what its row tells."""
         counted = self._counters(OuterRef("pk")).values("chord_id")
-        added = [
+        return [
             Subquery(counted.annotate(added=total).values("added"))
             for total in (Sum("returned"), Sum("failed"), Max("progressed"))
         ]
-        rows = self.chords().filter(pk__in=group_ids).values_list(*_COLUMNS, *added)
-        try:
-            yield from self._retried(lambda: list(rows.all()))
-        except (*upstream.errors(), *OUTSIDE):
-            raise
-        except Exception as exc:  # noqa: BLE001 - it is told
-            if len(group_ids) == 1:
-                now = time.time()
-                damage = f"its row cannot be read: {in_a_line(exc)}"
-                yield Record(group_ids[0], None, 0, now, now, 0.0, None, None, damage=damage)
-                return
-            for group_id in group_ids:
-                yield from self._read_rows([group_id])
 
-    def _record(self, row: tuple[Any, ...]) -> Record:
-        record, is_dated = record_of_row(row)
-        if not is_dated:
-            self._write(self._chord(record.group_id), progressed=record.progressed)
-        return record
-
-    def overview(self) -> list[Record]:
-        records = self.read_all(self.group_ids()).values()
-        return [replace(record, header=None, body=None) for record in records]
+    def note_progress(self, group_id: str, since: float) -> None:
+        self._write(self._chord(group_id), progressed=since)
 
     def signatures(self, group_id: str) -> bytes | None:
         found = self._chord(group_id).values_list("signatures", flat=True)
@@ -306,57 +270,30 @@ class DjangoLedger(DjangoRows, LedgerOfMembers):
             self._remove(self._counters(group_id))
         self._remove(self._members(group_id))
 
-    def abandon(self, group_id: str, *, is_known: bool) -> None:
-        self.close(group_id)
-
     def live_members(self) -> Any:
         """Return what selects the ids of all members that live chords counted."""
         ids = self.members().values_list("task_id", flat=True)
         return ids if self.shares_database else list(ids)
 
-    def forget_abandoned(
-        self, before: float, is_kept: Callable[[Record], bool] = lambda _: False
-    ) -> int:
-        """Forget chords that nobody ends any more; return how many.
-
-        Arguments:
-            before: They had no progress since then (Unix time).
-            is_kept: Tells of such a chord that it stays all the same.
-        """
+    def abandoned(self, before: float) -> list[str]:
         old = self.chords().filter(progressed__lt=before).values_list("pk", flat=True)
-        records = self.read_all(self._retried(lambda: list(old))).values()
-        abandoned = [r.group_id for r in records if r.progressed < before and not is_kept(r)]
-        for group_id in abandoned:
-            self.close(group_id)
-        # Whoever closed these died before the members were removed.
+        return self._retried(lambda: list(old))
+
+    def remove_orphans(self) -> None:
         live = self.chords().filter(pk=OuterRef("chord_id"))
         orphans = self.members().filter(~Exists(live)).values_list("chord_id", flat=True)
         for group_id in self._retried(lambda: list(orphans.distinct())):
             self._remove(self._members(group_id))
-        return len(abandoned)
 
     def forget_ended(self, before: float) -> None:
         """Forget how chords ended that did so before then (Unix time)."""
         self._remove(self.ends().filter(ended__lt=before))
 
-    def progress(self, ids: Sequence[str]) -> dict[str, Tally]:
-        found: dict[str, Tally] = {}
-        for start in range(0, len(ids), TALLIES):
-            asked = ids[start : start + TALLIES]
-            tell_of_rows(found, asked, self._retried(lambda: list(self._tallies(asked))))  # noqa: B023
-        return found
-
-    def _tallies(self, ids: Sequence[str]) -> Any:
-        """Return the rows of chords by the ids of their headers, or of their bodies' results."""
-        counted = self._counters(OuterRef("pk")).values("chord_id")
-        added = [
-            Subquery(counted.annotate(added=total).values("added"))
-            for total in (Sum("returned"), Sum("failed"), Max("progressed"))
-        ]
+    def tally_rows(self, ids: Sequence[str]) -> list[tuple[Any, ...]]:
         names = ("id", "body_id", "size", "returned", "failed", "created")
         nothing = Value(None, output_field=FloatField())
         no_outcome = Value(None, output_field=CharField())
-        live = self.chords().values_list(*names, "progressed", no_outcome, *added)
+        live = self.chords().values_list(*names, "progressed", no_outcome, *self._added())
         gone = self.ends().values_list(*names, "ended", "outcome", nothing, nothing, nothing)
         # Each of them has an index; for an OR some databases use none.
         by_id, *others = (
@@ -364,7 +301,7 @@ class DjangoLedger(DjangoRows, LedgerOfMembers):
             for rows in (live, gone)
             for column in ("id", "body_id")
         )
-        return by_id.union(*others, all=True)
+        return self._retried(lambda: list(by_id.union(*others, all=True)))
 
     def take_due(self, now: float, until: float, limit: int) -> list[str]:
         due = self.chords().filter(due__lte=now).order_by("due").values_list("pk", "due")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -19,10 +18,11 @@ from ..upstream import django as upstream
 from ..upstream.database import refuses
 from . import claims, counters, rights
 from .checked import MOST_AHEAD
+from .counters import Counted
 from .model import Part
 from .tallies import End
 
-__all__ = ("APP", "Counted", "DjangoRows", "is_free")
+__all__ = ("APP", "DjangoRows", "is_free")
 
 logger = logging.getLogger("chordguard")
 
@@ -45,21 +45,6 @@ def is_free(now: float) -> Any:
     """Return the condition that nobody has a claim on a chord."""
     # A claim until a time that makes no sense is none.
     return Q(claimed_until__lt=now) | Q(claimed_until__gt=now + MOST_AHEAD)
-
-
-@dataclass(frozen=True)
-class Counted:
-    """What a part did to its chord.
-
-    Attributes:
-        is_claimed: Whether it was the last one, and claimed the chord.
-        header: The members' ids then, packed.
-        is_full: Whether it may have been the last one, as far as its counter tells.
-    """
-
-    is_claimed: bool = False
-    header: Any = None
-    is_full: bool = False
 
 
 class DjangoRows:
@@ -207,14 +192,8 @@ class DjangoRows:
             row["returned"] = row["size"]
         if end.failed is not None:
             row["failed"] = end.failed
-        kept = {**row, "outcome": end.outcome, "ended": time.time()}
-        has_target = connections[self.alias].features.supports_update_conflicts_with_target
-        self.ends().bulk_create(
-            [self.end_model(pk=group_id, **kept)],
-            update_conflicts=True,
-            update_fields=list(kept),
-            unique_fields=["id"] if has_target else None,
-        )
+        kept = {"id": group_id, **row, "outcome": end.outcome, "ended": time.time()}
+        upstream.put_row(self.ends(), "id", kept)
 
     def _insert_new(self, model: Any, rows: Collection[Any]) -> None:
         """Insert those of some rows that are not there."""

@@ -267,6 +267,7 @@ class Ledger(ABC):
     def read_all(self, group_ids: Sequence[str]) -> dict[str, Record]:
         """Return what is known of those of `group_ids` that are live, by id."""
 
+    @abstractmethod
     def progress(self, ids: Sequence[str]) -> dict[str, Tally]:
         """Return how far chords are: one command, or one statement, for all of them.
 
@@ -277,14 +278,13 @@ class Ledger(ABC):
             What is known of live chords, and for ``result_expires`` of those that have ended, by
             the id that was asked for.
         """
-        return {group_id: Tally.of(record) for group_id, record in self.read_all(ids).items()}
 
+    @abstractmethod
     def overview(self) -> list[Record]:
         """Return how far all live chords are, for whom shows many of them.
 
         The records are without header and body, and may leave out what takes longer to find out.
         """
-        return list(self.read_all(self.group_ids()).values())
 
     @abstractmethod
     def signatures(self, group_id: str) -> bytes | None:

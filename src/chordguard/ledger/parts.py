@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from . import counters as many
+from .counters import Counted
 from .tables import Tables, insert_into
 
-__all__ = ("Counted", "Elsewhere", "count_part", "expect_more", "spread")
+__all__ = ("Elsewhere", "count_part", "expect_more", "spread")
 
 
 class Elsewhere(Exception):
@@ -22,23 +22,6 @@ class Elsewhere(Exception):
     def __init__(self, counters: int) -> None:
         super().__init__(counters)
         self.counters = counters
-
-
-@dataclass(frozen=True)
-class Counted:
-    """What a part did to its chord.
-
-    Attributes:
-        is_claimed: Whether it was the last one, and claimed the chord.
-        header: The members' ids then, packed.
-        is_full: Whether it may have been the last one, as far as its counter tells.
-        is_known: Whether there is such a chord.
-    """
-
-    is_claimed: bool = False
-    header: Any = None
-    is_full: bool = False
-    is_known: bool = True
 
 
 def count_part(

@@ -29,29 +29,27 @@ nevertheless (deadlock, serialization, busy) is retried by the backend's own pol
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from ..errors import OUTSIDE
 from ..upstream.results import chunks
 from . import claims, counters
-from .checked import header_in, in_a_line
+from .checked import header_in
 from .claims import new_token
-from .members import LedgerOfMembers
+from .counters import Counted
 from .model import ChordUnknown, Claim, Part, Record
 from .packing import Header, joined, leaf_ids, pack
-from .parts import Counted, Elsewhere, count_part, expect_more, spread
+from .parts import Elsewhere, count_part, expect_more, spread
 from .rows import record_of_row
 from .sql_endings import SqlEndings
-from .sql_tallies import SqlTallies
 from .tables import insert_into
 
 __all__ = ("DatabaseLedger",)
 
 
-class DatabaseLedger(SqlTallies, SqlEndings, LedgerOfMembers):
+class DatabaseLedger(SqlEndings):
     """The live chords in one SQL database, which is that of the results or the ledger's own.
 
     Arguments:
@@ -102,23 +100,10 @@ class DatabaseLedger(SqlTallies, SqlEndings, LedgerOfMembers):
 
         self._retried(open_chord)
 
-    def reopen(self, *_: Any) -> bool:
-        return False  # without its row there is nothing that a part is counted on
-
-    def set_header(self, group_id: str, header: Header) -> None:
-        self._write_header(group_id, header, is_all=True)
-
-    def add(self, group_id: str, header: Header) -> bool:
-        return self._write_header(group_id, header, is_all=False)
-
-    def _write_header(self, group_id: str, more: Header, *, is_all: bool) -> bool:
-        """Join members to the header of a live chord; return False when there is none.
-
-        `is_all`: whether they are all that were not known.
-        """
+    def write_header(self, group_id: str, more: Header, *, is_all: bool) -> bool:
         now = time.time()
 
-        def write_header() -> bool:
+        def write() -> bool:
             tables, chord = self.tables, self.tables.chord.c
             this = {"chord": group_id}
             with self._transaction() as connection:
@@ -143,7 +128,7 @@ class DatabaseLedger(SqlTallies, SqlEndings, LedgerOfMembers):
                 connection.execute(tables.set_header, values)
             return True
 
-        return self._retried(write_header)
+        return self._retried(write)
 
     def count(self, group_id: str, part: Part, token: str | None = None) -> Claim | None:
         token = token or new_token()
@@ -214,34 +199,21 @@ class DatabaseLedger(SqlTallies, SqlEndings, LedgerOfMembers):
     def group_ids(self) -> list[str]:
         return [group_id for (group_id,) in self._select(self.tables.find_all, {})]
 
-    def read_all(self, group_ids: Sequence[str]) -> dict[str, Record]:
-        found: dict[str, Record] = {}
-        for chunk in chunks(group_ids):
-            for row in self._read_rows(chunk):
-                record = row if isinstance(row, Record) else self._record(row)
-                found[record.group_id] = record
-        return found
+    @property
+    def unreachable(self) -> tuple[type[Exception], ...]:
+        return (SQLAlchemyError,)
 
-    def _read_rows(self, group_ids: Sequence[str]) -> Iterator[tuple[Any, ...] | Record]:
-        """Yield the rows of chords; for one that the driver cannot decode a damaged record."""
-        try:
-            yield from self._select(self.tables.read_chords, {"chords": group_ids})
-        except (SQLAlchemyError, *OUTSIDE):
-            raise
-        except Exception as exc:  # noqa: BLE001 - it is told
-            if len(group_ids) == 1:
-                now = time.time()
-                damage = f"its row cannot be read: {in_a_line(exc)}"
-                yield Record(group_ids[0], None, 0, now, now, 0.0, None, None, damage=damage)
-                return
-            for group_id in group_ids:
-                yield from self._read_rows([group_id])
+    def rows_of(self, group_ids: Sequence[str]) -> list[tuple[Any, ...]]:
+        return self._select(self.tables.read_chords, {"chords": group_ids})
 
-    def _record(self, row: tuple[Any, ...]) -> Record:
-        record, is_dated = record_of_row(row)
-        if not is_dated:
-            self._write(self.tables.note, record.group_id, now=record.progressed)
-        return record
+    def overview(self) -> list[Record]:
+        return [record_of_row(row)[0] for row in self._select(self.tables.read_overview, {})]
+
+    def note_progress(self, group_id: str, since: float) -> None:
+        self._write(self.tables.note, group_id, now=since)
+
+    def tally_rows(self, ids: Sequence[str]) -> list[tuple[Any, ...]]:
+        return self._select(self.tables.endings.read, {"ids": ids})
 
     def signatures(self, group_id: str) -> bytes | None:
         rows = self._read(self.tables.read_chord(self.tables.chord.c.signatures), group_id)

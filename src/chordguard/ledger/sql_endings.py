@@ -9,13 +9,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from .database import LedgerDatabase
-from .model import Ledger, Record
+from .model import Record
+from .rows import LedgerOfRows
 from .tallies import End
 
 __all__ = ("SqlEndings",)
 
 
-class SqlEndings(LedgerDatabase, Ledger):
+class SqlEndings(LedgerDatabase, LedgerOfRows):
     """Removes chords that have ended, and those that nobody ends any more."""
 
     def close(self, group_id: str, end: End | None = None) -> None:
@@ -47,9 +48,6 @@ class SqlEndings(LedgerDatabase, Ledger):
 
         return self._retried(remove_chord)
 
-    def abandon(self, group_id: str, *, is_known: bool) -> None:
-        self.close(group_id)
-
     def live_members(self) -> Any:
         """Return the statement that selects the ids of all members that live chords counted."""
         return sa.select(self.tables.member.c.task_id)
@@ -57,25 +55,16 @@ class SqlEndings(LedgerDatabase, Ledger):
     def forget_abandoned(
         self, before: float, is_kept: Callable[[Record], bool] = lambda _: False
     ) -> int:
-        """Forget chords that nobody ends any more; return how many.
-
-        Arguments:
-            before: They had no progress since then (Unix time).
-            is_kept: Tells of such a chord that it stays all the same.
-        """
         self._look_at_tables_again()  # this is done once a day
-        if not self.is_usable():
-            return 0
+        return super().forget_abandoned(before, is_kept) if self.is_usable() else 0
 
+    def abandoned(self, before: float) -> list[str]:
         old = self._select(self.tables.find_abandoned, {"before": before})
-        records = self.read_all([group_id for (group_id,) in old]).values()
-        abandoned = [r.group_id for r in records if r.progressed < before and not is_kept(r)]
-        for group_id in abandoned:
-            self.close(group_id)
-        # Whoever closed these died before the members were removed.
+        return [group_id for (group_id,) in old]
+
+    def remove_orphans(self) -> None:
         for (group_id,) in self._select(self.tables.find_orphans, {}):
             self._write(self.tables.remove_members, group_id)
-        return len(abandoned)
 
     def forget_ended(self, before: float) -> None:
         """Forget how chords ended that did so before then (Unix time)."""

@@ -90,7 +90,7 @@ def test_ledger_that_cannot_be_read_is_passed_over(with_fix, gate, monkeypatch):
     def fail(*_):
         raise OSError("away")
 
-    for path in ("redis_tallies.RedisTallies", "sql_tallies.SqlTallies"):
+    for path in ("redis_tallies.RedisTallies", "rows.LedgerOfRows"):
         monkeypatch.setattr(f"chordguard.ledger.{path}.progress", fail)
     assert GOOD == result.parent.completed_count()
     gate.open()
