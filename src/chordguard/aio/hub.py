@@ -14,7 +14,7 @@ from celery import states
 
 from ..ledger.access import ledger_on
 from ..upstream import backends
-from ..upstream.results import meta_of, read_metas, read_results
+from ..upstream.results import meta_of, read_metas, ready_results
 from .subscription import Subscription
 
 if TYPE_CHECKING:
@@ -276,9 +276,8 @@ class Hub:
 def _ready(backend: Any, ids: Sequence[str]) -> Iterable[tuple[str, Found]]:
     """Yield those results that are ready, with their ids."""
     if backends.keeps_rows(backend):
-        for result in read_results(backend, ids, at_once=AT_ONCE).values():
-            if result.is_ready:
-                yield result.task_id, Found(result.state, result.value)
+        for result in ready_results(backend, ids, at_once=AT_ONCE).values():
+            yield result.task_id, Found(result.state, result.value)
         return
     if backends.can_be_read(backend):
         metas = read_metas(backend, ids)

@@ -103,6 +103,16 @@ class Ending:
             logger.info("Chord %s: tolerated %d failed header tasks of %d", self.group_id, *counts)
         return self._report(signals.TOLERATED if self.failed else signals.SUCCEEDED)
 
+    def publish_or_fail(self) -> End:
+        """Publish the body; fail the chord where the broker cannot be reached, too.
+
+        For whom nobody tries again. It returns how the chord ended.
+        """
+        try:
+            return self.publish()
+        except OperationalError as exc:
+            return self.fail(exc)
+
     def fail(self, exc: BaseException) -> End:
         """Fail the chord for good: log it as Celery does, and settle what waits for it.
 
@@ -265,7 +275,8 @@ def end(
                     logger.warning(CLAIM_LOST, claim.group_id)
                     return False
                 ending = replace(ending, header=header, results=results)
-                how = _published(replace(ending, settlement=settlement if missing else None))
+                ending = replace(ending, settlement=settlement if missing else None)
+                how = ending.publish_or_fail() if ending.settlement else ending.publish()
             has_ended = True
             ledger.close(claim.group_id, how)
     except (ChordUnreadable, OperationalError) as exc:
@@ -286,16 +297,6 @@ def _wait(ledger: Ledger, claim: Claim, missing: Sequence[str], *, is_quiet: boo
     if not is_quiet:  # the watchdog finds the same again and again
         warn_once_of(claim.group_id, NOT_STORED, ", ".join(missing))
     ledger.release(claim)
-
-
-def _published(ending: Ending) -> End:
-    """Publish a body; a chord that is settled fails where the broker cannot be reached."""
-    try:
-        return ending.publish()
-    except OperationalError as exc:
-        if ending.settlement is None:
-            raise
-        return ending.fail(exc)
 
 
 def _unknown(claim: Claim, settlement: Settlement, *, is_body_damaged: bool) -> ChordError:

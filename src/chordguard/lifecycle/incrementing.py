@@ -13,9 +13,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from celery import states
-from kombu.exceptions import OperationalError
-
 from ..errors import OUTSIDE
 from ..ledger.packing import Header, header_of, leaf_ids
 from ..log import warn_once, warn_once_of
@@ -111,7 +108,7 @@ def _ready(backend: Any, header: Header, *, is_due: bool) -> Results:
         time.sleep(delay)
         found = read_results(backend, [id_ for id_ in ids if id_ not in ready])
         for result in found.values():
-            if result.state in states.READY_STATES:
+            if result.is_ready:
                 ready.add(*result)
         ready.spare += found.spare
         if len(ready) == len(set(ids)):
@@ -122,10 +119,7 @@ def _ready(backend: Any, header: Header, *, is_due: bool) -> Results:
 def _end(backend: Any, group_id: str, body: Any, header: Header, results: Results) -> None:
     app = backend.app
     ending = Ending(app, group_id, body, Policy.of(app, body), header, results)
-    try:
-        ending.publish()
-    except OperationalError as exc:
-        ending.fail(exc)
+    ending.publish_or_fail()
     forget(backend, group_id)
     _forget_spare(backend, group_id, results.spare)
 

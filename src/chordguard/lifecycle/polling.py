@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import ChordError
 from celery.result import GroupResult, result_from_tuple
-from kombu.exceptions import OperationalError
 
 from .. import masking, settings
 from ..failures import line_of
@@ -256,14 +255,11 @@ class Poll:
         if settlement is not None:
             logger.warning("Chord %s is settled %s", self.group_id, settlement)
         found = read_results(self.app.backend, self.header.ids)
-        ready = Results(r for r in found.values() if r.state in self.app.backend.READY_STATES)
+        ready = Results(r for r in found.values() if r.is_ready)
         self.spare = found.spare
         header = self.header.header
         ending = replace(self._ending, header=header, results=ready, settlement=settlement)
-        try:
-            ending.publish()
-        except OperationalError as exc:
-            ending.fail(exc)
+        ending.publish_or_fail()
 
     def give_up(self, exc: BaseException) -> None:
         """Fail a chord that will not be polled again because of `exc`, unless it has ended."""

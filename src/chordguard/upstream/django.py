@@ -24,9 +24,9 @@ __all__ = (
     "decoded_rows",
     "delete_expired",
     "errors",
-    "forget_rows",
     "insert_new",
     "put_result",
+    "put_row",
     "ready_rows",
     "results",
     "select_rows",
@@ -136,15 +136,6 @@ def decoded_rows(
             yield task_id, state, value, None
 
 
-def forget_rows(backend: Any, task_ids: Sequence[str], **condition: Any) -> None:
-    """Delete those stored results among `task_ids` that meet a `condition`."""
-
-    def delete_rows() -> None:
-        results(backend).filter(task_id__in=task_ids, **condition).delete()
-
-    with_retries(backend, alias_of(backend.TaskModel), delete_rows)
-
-
 def delete_expired(backend: Any, spared: Any) -> None:
     """Delete the expired results of a `backend`, as its `cleanup` does, but for some.
 
@@ -170,23 +161,39 @@ def put_result(rows: Any, row: dict[str, Any]) -> None:
         rows: All results, to be filtered.
         row: The fields of the result.
     """
-    written = {name: value for name, value in row.items() if name != "task_id"}
-    is_ready = row["status"] in states.READY_STATES
+    row = {**row, "date_done": timezone.now()}
+    if row["status"] in states.READY_STATES:
+        put_row(rows, "task_id", row)
+        return
+    not_ready = rows.exclude(status__in=sorted(states.READY_STATES))
+    if not _update(not_ready, "task_id", row):
+        insert_new(rows, [rows.model(**row)])
+
+
+def put_row(rows: Any, key: str, row: dict[str, Any]) -> None:
+    """Insert a row, or put it in the place of the one with that `key`; by one statement, or two.
+
+    Arguments:
+        rows: All rows, to be filtered.
+        key: The name of its unique field.
+        row: Its fields.
+    """
     features = connections[rows.db].features
-    if is_ready and features.supports_update_conflicts:
-        target = {"unique_fields": ["task_id"]}
+    if features.supports_update_conflicts:
+        target = {"unique_fields": [key]}
         rows.bulk_create(
             [rows.model(**row)],
             update_conflicts=True,
-            update_fields=[*written, "date_done"],
+            update_fields=[name for name in row if name != key],
             **(target if features.supports_update_conflicts_with_target else {}),
         )
-        return
-    found = rows.filter(task_id=row["task_id"])
-    if not is_ready:
-        found = found.exclude(status__in=sorted(states.READY_STATES))
-    if not found.update(**written, date_done=timezone.now()):
+    elif not _update(rows, key, row):
         insert_new(rows, [rows.model(**row)])
+
+
+def _update(rows: Any, key: str, row: dict[str, Any]) -> bool:
+    written = {name: value for name, value in row.items() if name != key}
+    return bool(rows.filter(**{key: row[key]}).update(**written))
 
 
 def insert_new(rows: Any, new: Collection[Any]) -> None:

@@ -147,9 +147,9 @@ def read_results(backend: Any, task_ids: Sequence[str], at_once: int | None = No
     return Results(result for chunk in chunks(task_ids, at_once) for result in read(backend, chunk))
 
 
-def ready_results(backend: Any, task_ids: Sequence[str]) -> Results:
+def ready_results(backend: Any, task_ids: Sequence[str], at_once: int | None = None) -> Results:
     """Return the stored results among `task_ids` of tasks that are done, as `read_results`."""
-    results = read_results(backend, task_ids)
+    results = read_results(backend, task_ids, at_once)
     return Results(result for result in results.values() if result.is_ready)
 
 

@@ -3,12 +3,6 @@ from __future__ import annotations
 from django.db import migrations, models
 
 
-def _id():
-    return models.BigAutoField(
-        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
-    )
-
-
 class Migration(migrations.Migration):
     initial = True
 

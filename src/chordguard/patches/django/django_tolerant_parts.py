@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from kombu.exceptions import OperationalError
-
 from ...engine.patch import Defect, Patch
 from ...lifecycle.ending import Ending
 from ...lifecycle.polling import PolledHeader
@@ -97,7 +95,4 @@ def trigger_callback(wrapped: Any, _: Any, args: Any, kwargs: Any) -> None:
     else:
         results = read_results(app.backend, header.ids)
         ending = Ending(app, header.id, body, Policy.of(app, body), header.header, results)
-        try:
-            ending.publish()
-        except OperationalError as exc:
-            ending.fail(exc)
+        ending.publish_or_fail()

@@ -9,7 +9,8 @@ https://github.com/celery/celery/issues/4575
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import wrapt
@@ -191,25 +192,27 @@ def fail_chain(wrapped: Any, backend: Any, args: Any, kwargs: Any) -> Any:
 def mark_as_done(
     wrapped: Any, backend: Any, args: Any, kwargs: Any, *, result: Any, request: Any
 ) -> Any:
-    try:
+    with _counting_unstored(backend, request, states.SUCCESS, result):
         return wrapped(*args, **kwargs)
-    except (EncodeError, *OUTSIDE):
-        raise
-    except Exception:
-        _count_unstored(backend, request, states.SUCCESS, result)
-        raise
 
 
 @patch.wraps("celery.backends.base", "Backend.mark_as_failure", takes={"exc": 1, "request": 3})
 def mark_as_failure(
     wrapped: Any, backend: Any, args: Any, kwargs: Any, *, exc: Any, request: Any
 ) -> Any:
-    try:
+    with _counting_unstored(backend, request, kwargs.get("state", states.FAILURE), exc):
         return wrapped(*args, **kwargs)
+
+
+@contextmanager
+def _counting_unstored(backend: Any, request: Any, state: str, result: Any) -> Iterator[None]:
+    """Count a part whose result the block cannot store; what it raised goes on."""
+    try:
+        yield
     except (EncodeError, *OUTSIDE):
         raise
     except Exception:
-        _count_unstored(backend, request, kwargs.get("state", states.FAILURE), exc)
+        _count_unstored(backend, request, state, result)
         raise
 
 
