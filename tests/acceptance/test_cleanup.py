@@ -7,6 +7,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from celery import chord
 
+from chordguard import progress
 from chordguard.ledger.access import ledger_of
 from tests.harness import wait_until
 
@@ -92,3 +93,18 @@ def test_cleanup_spares_a_chord_without_progress_for_long(cluster, backend, gate
     assert ledger.read(result.parent.id) is not None
     gate.open()
     assert [1, 2] == cluster.run(result)
+
+
+def test_cleanup_forgets_how_chords_ended_when_their_results_have_expired(cluster, backend):
+    t = cluster.tasks
+    result = chord([t.echo.s(1)], t.collect.s()).apply_async()
+    assert [1] == cluster.run(result)
+    ledger, group_id = ledger_of(backend), result.parent.id
+    wait_until(lambda: progress(result).has_ended, what="end")
+    backend.cleanup()
+    assert group_id in ledger.progress([group_id])
+
+    wait_until(lambda: (progress(result).idle or 0.0) > EXPIRES, what="expiry")
+    backend.cleanup()
+
+    assert {} == ledger.progress([group_id])

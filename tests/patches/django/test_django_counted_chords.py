@@ -353,3 +353,19 @@ class TestCleanup:
         )
         gate.open()
         assert [1, 2] == with_fix.outcome(result).value
+
+    @on_all
+    def test_forgets_how_chords_ended_when_their_results_have_expired(self, with_fix, gate):
+        from chordguard.django.models import EndedChord
+
+        t = with_fix.tasks
+        results = [chord([t.echo.s(n)], t.collect.s()).apply_async() for n in (1, 2)]
+        assert [[1], [2]] == [with_fix.outcome(result).value for result in results]
+        old, new = (result.parent.id for result in results)
+        ended = EndedChord.objects.filter(pk__in=[old, new])
+        wait_until(lambda: ended.count() == 2, what="the ends")
+        ended.filter(pk=old).update(ended=time.time() - timedelta(days=30).total_seconds())
+
+        with_fix.app.backend.cleanup()
+
+        assert [new] == [each.pk for each in ended.all()]
